@@ -1,0 +1,58 @@
+"""Every error that featherweight raises on purpose.
+
+    FeatherweightError
+    ├── RequestError            the request is wrong: a name, an option, a budget, a path
+    │   ├── DataError           a data set that is missing, or does not fit the network
+    │   └── WeightsError        weights that do not fit the network, or are not finite
+    ├── CaptureError            the network could not be captured as a program
+    │   └── UnsupportedOpError  one operation stands in the way (named, with the user's file:line)
+    ├── FormatError             a .fw file that is damaged, cut short, or not one at all
+    └── TrainingError           training went wrong: the loss became NaN or infinite
+
+A message states the rule, what was got, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "DataError",
+    "FeatherweightError",
+    "FormatError",
+    "RequestError",
+    "TrainingError",
+    "UnsupportedOpError",
+    "WeightsError",
+]
+
+
+class FeatherweightError(Exception):
+    """The root of the tree: catch this to catch everything the library raises on purpose."""
+
+
+class RequestError(FeatherweightError, ValueError):
+    """What was asked for is wrong: an unknown name, an option out of range, a contradictory budget, an unusable path."""
+
+
+class DataError(RequestError):
+    """A data set is missing, malformed, or does not fit the network."""
+
+
+class WeightsError(RequestError):
+    """Weights do not fit the network (names and shapes are listed), or hold NaN or infinity."""
+
+
+class CaptureError(FeatherweightError):
+    """`torch.export` could not capture the network."""
+
+
+class UnsupportedOpError(CaptureError):
+    """One operation of the network cannot be handled; the message names it and the file:line it comes from."""
+
+
+class FormatError(FeatherweightError):
+    """A .fw file is damaged, cut short, or not a .fw file."""
+
+
+class TrainingError(FeatherweightError):
+    """Training went wrong, for example because the loss became NaN."""

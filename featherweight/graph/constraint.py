@@ -1,0 +1,83 @@
+"""Constraints on weights, as `torch.nn.utils.parametrize` parametrizations that chain, fold, and can be sliced.
+
+A constraint maps what the optimizer trains to the weight the network computes with: a mask keeps zeros zero, a codebook keeps
+values shared. The optimizer, `state_dict` and autograd need to know nothing of it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ["Constraint", "constrain", "constrained", "constraints_of", "fold"]
+
+
+class Constraint(nn.Module):
+    """A parametrization that surgery can slice. `forward` maps the trained tensor to the constrained weight."""
+
+    def forward(self, original: torch.Tensor) -> torch.Tensor:
+        """The constrained weight."""
+        raise NotImplementedError
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """What to train, so that `forward` gives the constrained `weight`."""
+        raise NotImplementedError
+
+    def take(self, axis: int, indices: torch.Tensor) -> None:
+        """Keeps only `indices` of the weight's `axis`."""
+        raise NotImplementedError
+
+    def take_original(self, original: torch.Tensor, axis: int, indices: torch.Tensor) -> torch.Tensor:
+        """The trained tensor for the weight with only `indices` of its `axis`: by default sliced like the weight."""
+        return original.index_select(axis, indices)
+
+
+def constrain(model: nn.Module, name: str, constraint: Constraint) -> None:
+    """Puts a constraint on the tensor called `name` ("conv1.weight"), in place, after those it may already have."""
+    owner, _, leaf = name.rpartition(".")
+    parametrize.register_parametrization(model.get_submodule(owner), leaf, constraint)
+
+
+def constraints_of(model: nn.Module, name: str) -> list[Constraint]:
+    """The constraints on the tensor called `name`, first applied first; empty when it is free."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if not parametrize.is_parametrized(owner, leaf):
+        return []
+    return list(owner.parametrizations[leaf])  # type: ignore[index,union-attr,arg-type]
+
+
+def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
+    """Every constrained tensor of the model: its plain name and its constraints."""
+    found = {}
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for leaf in module.parametrizations:  # type: ignore[union-attr]
+                name = f"{path}.{leaf}" if path else leaf
+                found[name] = constraints_of(model, name)
+    return found
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of the model with every constraint baked into plain weights: same outputs, same names, nothing attached.
+
+    Args:
+        model: any module; it is not changed.
+
+    Returns:
+        The copy. Without constraints it is an ordinary deep copy.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = parametrize.register_parametrization(layer, "weight", nn.ReLU())
+        >>> bool((fold(layer).weight >= 0).all()), parametrize.is_parametrized(fold(layer))
+        (True, False)
+    """
+    folded = copy.deepcopy(model)
+    for name in constrained(folded):
+        owner, _, leaf = name.rpartition(".")
+        parametrize.remove_parametrizations(folded.get_submodule(owner), leaf, leave_parametrized=True)
+    return folded

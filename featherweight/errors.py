@@ -14,6 +14,10 @@ A message states the rule, what was got, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
 __all__ = [
     "CaptureError",
     "DataError",
@@ -23,7 +27,10 @@ __all__ = [
     "TrainingError",
     "UnsupportedOpError",
     "WeightsError",
+    "look_up",
 ]
+
+T = TypeVar("T")
 
 
 class FeatherweightError(Exception):
@@ -56,3 +63,28 @@ class FormatError(FeatherweightError):
 
 class TrainingError(FeatherweightError):
     """Training went wrong, for example because the loss became NaN."""
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """The row called `name`, or an error that names the rows there are.
+
+    Args:
+        table: names to rows.
+        name: the row asked for.
+        what: what a row is ("criterion"), for the message.
+
+    Returns:
+        The row.
+
+    Raises:
+        RequestError: there is no such row.
+
+    Example:
+        >>> look_up({"magnitude": 1}, "magnitude", "criterion")
+        1
+    """
+    if name in table:
+        return table[name]
+    close = get_close_matches(name, table, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise RequestError(f"{what} must be one of {', '.join(table)}, got {name!r}{hint}")

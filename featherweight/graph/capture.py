@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def capture(model: nn.Module, example: Example) -> Program:
         return model.program
     args = tuple(_two_samples(a) for a in as_example(example))
     shapes = tuple(_batch_axis(a) for a in args)
-    frozen = fold(copy.deepcopy(model)).eval()
+    frozen = fold(model).eval()
     try:
         exported = torch.export.export(frozen, args, dynamic_shapes=_named(frozen, shapes), strict=False)
     except Exception as error:
@@ -252,8 +252,6 @@ def _batch_axis(value: Any) -> Any:
 
 def _named(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     """torch.export wants the shapes of *args nested one deeper than those of named parameters."""
-    import inspect
-
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         named = kinds.index(inspect.Parameter.VAR_POSITIONAL)

@@ -12,11 +12,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["Constraint", "constrain", "constrained", "constraints_of", "fold"]
+__all__ = ["Constraint", "constrain", "constrained", "constraints_of", "duplicate", "fold"]
 
 
 class Constraint(nn.Module):
-    """A parametrization that surgery can slice. `forward` maps the trained tensor to the constrained weight."""
+    """A parametrization that surgery can slice.
+
+    `forward` maps the trained tensor to the constrained weight, and `forward(right_inverse(weight))` equals `weight` for every weight
+    that meets the constraint.
+    """
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         """The constrained weight."""
@@ -29,10 +33,6 @@ class Constraint(nn.Module):
     def take(self, axis: int, indices: torch.Tensor) -> None:
         """Keeps only `indices` of the weight's `axis`."""
         raise NotImplementedError
-
-    def take_original(self, original: torch.Tensor, axis: int, indices: torch.Tensor) -> torch.Tensor:
-        """The trained tensor for the weight with only `indices` of its `axis`: by default sliced like the weight."""
-        return original.index_select(axis, indices)
 
 
 def constrain(model: nn.Module, name: str, constraint: Constraint) -> None:
@@ -61,6 +61,31 @@ def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
     return found
 
 
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy that may be constrained and folded without the original noticing.
+
+    torch gives a constrained module a class of its own and keeps the constrained names in it; `copy.deepcopy` shares that class.
+
+    Args:
+        model: any module; it is not changed.
+
+    Returns:
+        The copy, constraints included.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> duplicate(layer) is layer
+        False
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if parametrize.is_parametrized(module):
+            shared = type(module)
+            own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = type(shared.__name__, shared.__bases__, own)
+    return twin
+
+
 def fold(model: nn.Module) -> nn.Module:
     """A copy of the model with every constraint baked into plain weights: same outputs, same names, nothing attached.
 
@@ -76,7 +101,7 @@ def fold(model: nn.Module) -> nn.Module:
         >>> bool((fold(layer).weight >= 0).all()), parametrize.is_parametrized(fold(layer))
         (True, False)
     """
-    folded = copy.deepcopy(model)
+    folded = duplicate(model)
     for name in constrained(folded):
         owner, _, leaf = name.rpartition(".")
         parametrize.remove_parametrizations(folded.get_submodule(owner), leaf, leave_parametrized=True)

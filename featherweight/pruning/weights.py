@@ -1,0 +1,217 @@
+"""Pruning single weights: masks chosen by a criterion, kept by a parametrization, raised while the network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from featherweight.errors import RequestError, look_up
+from featherweight.graph.constraint import Constraint, constrain, constraints_of, duplicate
+from featherweight.pruning.allocation import ALLOCATIONS
+from featherweight.pruning.criteria import WEIGHT_CRITERIA
+from featherweight.pruning.schedule import SCHEDULES
+
+__all__ = ["GradualPruning", "Mask", "apply_masks", "plan_weights", "prune_weights", "select_weights"]
+
+
+class Mask(Constraint):
+    """Keeps removed weights at zero: weight = original · mask.
+
+    Args:
+        mask: bool, the weight's shape, True where the weight stays.
+    """
+
+    mask: torch.Tensor
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, original: torch.Tensor) -> torch.Tensor:
+        """The weight with zeros where the mask is False."""
+        return original * self.mask
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight itself."""
+        return weight
+
+    def take(self, axis: int, indices: torch.Tensor) -> None:
+        """Keeps only `indices` of the mask's `axis`."""
+        self.mask = self.mask.index_select(axis, indices)
+
+
+def select_weights(
+    model: nn.Module, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, min_dim: int = 2
+) -> dict[str, torch.Tensor]:
+    """The weights a method may change: trainable parameters of at least `min_dim` axes, constraints folded, by plain name.
+
+    Args:
+        model: any module.
+        include: shell-style patterns of names; only these, if given.
+        exclude: shell-style patterns of names; never these.
+        min_dim: 2 leaves out biases and the parameters of norms.
+
+    Returns:
+        Detached tensors by name, in the model's order.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> list(select_weights(net, exclude=["1.*"]))
+        ['0.weight']
+    """
+    found = {}
+    for name in _parameter_names(model):
+        owner, _, leaf = name.rpartition(".")
+        weight = getattr(model.get_submodule(owner), leaf).detach()
+        wanted = include is None or any(fnmatchcase(name, pattern) for pattern in include)
+        if wanted and not any(fnmatchcase(name, pattern) for pattern in exclude or ()) and weight.dim() >= min_dim:
+            found[name] = weight
+    return found
+
+
+def _parameter_names(model: nn.Module) -> list[str]:
+    """The plain names of trainable parameters: "conv.weight", also where a constraint hides it as an `original`."""
+    names = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parts = name.split(".")
+            if "parametrizations" in parts:
+                at = parts.index("parametrizations")
+                parts = [*parts[:at], parts[at + 1]]
+            names.append(".".join(parts))
+    return list(dict.fromkeys(names))
+
+
+def plan_weights(
+    model: nn.Module, *, sparsity: float, criterion: str = "magnitude", allocation: str = "global",
+    include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Chooses which weights stay: exactly round(sparsity · n) of the n selected weights go, lowest scores first.
+
+    Weights that a mask has removed already count as removed and go first.
+
+    Args:
+        model: any module; it is not changed.
+        sparsity: fraction of the selected weights that is zero afterwards, in [0, 1).
+        criterion: a name in `WEIGHT_CRITERIA`.
+        allocation: a name in `ALLOCATIONS`.
+        include: shell-style patterns of parameter names; by default every weight of two or more axes.
+        exclude: patterns of names to leave alone.
+        seed: for criteria that draw random numbers.
+
+    Returns:
+        For each weight's name a bool mask of its shape, True where it stays.
+
+    Raises:
+        RequestError: an unknown name, or a sparsity outside [0, 1).
+
+    Example:
+        >>> layer = nn.Linear(10, 10)
+        >>> int(plan_weights(layer, sparsity=0.25)["weight"].sum())
+        75
+    """
+    if not 0 <= sparsity < 1:
+        raise RequestError(f"sparsity must be in [0, 1), got {sparsity}")
+    score = look_up(WEIGHT_CRITERIA, criterion, "criterion")
+    spread = look_up(ALLOCATIONS, allocation, "allocation")
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for name, weight in select_weights(model, include=include, exclude=exclude).items():
+        scores[name] = score(weight, generator)
+        for constraint in constraints_of(model, name):
+            if isinstance(constraint, Mask):
+                scores[name] = scores[name].masked_fill(~constraint.mask, -torch.inf)
+    return spread(scores, sparsity)
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy of the model with these masks as constraints: removed weights are zero and stay zero in training.
+
+    Args:
+        model: any module; it is not changed.
+        masks: for each weight's name a bool mask of its shape; replaces a mask it may have.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> pruned = apply_masks(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> pruned.weight[0, 1].item()
+        0.0
+    """
+    pruned = duplicate(model)
+    _set_masks(pruned, masks)
+    return pruned
+
+
+def _set_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    for name, mask in masks.items():
+        old = [c for c in constraints_of(model, name) if isinstance(c, Mask)]
+        if old:
+            old[0].mask.copy_(mask)
+        else:
+            constrain(model, name, Mask(mask))
+
+
+def prune_weights(
+    model: nn.Module, *, sparsity: float, criterion: str = "magnitude", allocation: str = "global",
+    include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, seed: int = 0,
+) -> nn.Module:
+    """Removes weights at once: `plan_weights`, then `apply_masks`. The arguments are those of `plan_weights`.
+
+    Args:
+        model: any module; it is not changed.
+        sparsity: fraction of the selected weights that is zero afterwards, in [0, 1).
+        criterion: a name in `WEIGHT_CRITERIA`.
+        allocation: a name in `ALLOCATIONS`.
+        include: shell-style patterns of parameter names; by default every weight of two or more axes.
+        exclude: patterns of names to leave alone.
+        seed: for criteria that draw random numbers.
+
+    Returns:
+        A copy with masks; `graph.fold` bakes them in.
+
+    Raises:
+        RequestError: an unknown name, or a sparsity outside [0, 1).
+
+    Example:
+        >>> pruned = prune_weights(nn.Linear(10, 10), sparsity=0.9)
+        >>> int((pruned.weight != 0).sum())
+        10
+    """
+    masks = plan_weights(
+        model, sparsity=sparsity, criterion=criterion, allocation=allocation, include=include, exclude=exclude, seed=seed
+    )
+    return apply_masks(model, masks)
+
+
+class GradualPruning:
+    """Raises the sparsity while a network trains, as `fit`'s `after_step` (Zhu and Gupta 2017).
+
+    Args:
+        start: the sparsity at the beginning, in [0, 1).
+        end: the sparsity at the end, in [start, 1).
+        schedule: a name in `SCHEDULES`.
+        until: the share of the training in which the sparsity grows, in (0, 1]; the rest only tunes.
+        updates: how many times the masks are chosen anew, at least 1.
+    """
+
+    def __init__(self, *, start: float, end: float, schedule: str = "cubic", until: float = 0.7, updates: int = 100) -> None:
+        if not 0 <= start <= end < 1:
+            raise RequestError(f"sparsity must grow within [0, 1), got {start} to {end}")
+        self._start, self._end, self._until, self._updates = start, end, until, updates
+        self._grow = look_up(SCHEDULES, schedule, "schedule")
+        self._reached = -1
+
+    def __call__(self, model: nn.Module, done: float) -> None:
+        """Chooses the masks anew when the next of the updates is due."""
+        phase = min(done / self._until, 1.0)
+        due = int(phase * self._updates)
+        if due > self._reached:
+            self._reached = due
+            sparsity = self._start + (self._end - self._start) * self._grow(phase)
+            with torch.no_grad():
+                _set_masks(model, plan_weights(model, sparsity=sparsity))

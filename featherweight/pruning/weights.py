@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError, look_up
-from featherweight.graph.constraint import Constraint, constrain, constraints_of, duplicate
+from featherweight.graph.constraint import Constraint, constrain, constrained, constraints_of, duplicate
 from featherweight.pruning.allocation import ALLOCATIONS
 from featherweight.pruning.criteria import WEIGHT_CRITERIA
 from featherweight.pruning.schedule import SCHEDULES
@@ -204,14 +204,13 @@ class GradualPruning:
             raise RequestError(f"sparsity must grow within [0, 1), got {start} to {end}")
         self._start, self._end, self._until, self._updates = start, end, until, updates
         self._grow = look_up(SCHEDULES, schedule, "schedule")
-        self._reached = -1
 
     def __call__(self, model: nn.Module, done: float) -> None:
-        """Chooses the masks anew when the next of the updates is due."""
-        phase = min(done / self._until, 1.0)
-        due = int(phase * self._updates)
-        if due > self._reached:
-            self._reached = due
-            sparsity = self._start + (self._end - self._start) * self._grow(phase)
+        """Chooses the masks anew when the sparsity due is above the model's; depends on nothing but the two arguments."""
+        phase = int(min(done / self._until, 1.0) * self._updates) / self._updates
+        sparsity = self._start + (self._end - self._start) * self._grow(phase)
+        masks = [c.mask for chain in constrained(model).values() for c in chain if isinstance(c, Mask)]
+        removed = sum(int((~mask).sum()) for mask in masks)
+        if removed < round(sparsity * sum(w.numel() for w in select_weights(model).values())):
             with torch.no_grad():
                 _set_masks(model, plan_weights(model, sparsity=sparsity))

@@ -1,0 +1,178 @@
+"""The `featherweight` command: one function per verb."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featherweight.errors import FeatherweightError, RequestError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featherweight.training import Data, Tuning
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Makes trained PyTorch networks light enough for the device they must run on.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+DONE, WRONG_REQUEST, BUDGET_NOT_MET, INTERRUPTED = 0, 2, 3, 130
+
+ModelOption = Annotated[str, typer.Argument(metavar="MODEL", help="zoo:NAME, package.module:function, or a .pt2 or .fw file")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="digits, mnist, fashion-mnist, an image folder, an .npz, or module:function")
+]
+DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="where the files of a named data set lie")]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", help="a state dict: .safetensors, .pt or .pth")]
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Errors of the request end with exit code 2 and a sentence, Ctrl-C with 130; never a traceback."""
+    try:
+        yield
+    except FeatherweightError as error:
+        typer.echo(f"featherweight: {error}", err=True)
+        raise typer.Exit(WRONG_REQUEST) from None
+    except OSError as error:
+        typer.echo(f"featherweight: the system refused: {error}", err=True)
+        raise typer.Exit(WRONG_REQUEST) from None
+    except KeyboardInterrupt:
+        typer.echo("featherweight: interrupted; what was done is kept, the same command with --resume goes on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def compress(
+    model: ModelOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="the .fw file to write; a report lands beside it")],
+    data_dir: DataDirOption = None,
+    weights: WeightsOption = None,
+    budget: Annotated[str, typer.Option("--budget", help="size=44KB,accuracy_drop=0.2pp,macs=2M,latency=2ms")] = "",
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="a TOML file: the steps in order")] = None,
+    trained: Annotated[bool, typer.Option("--trained", help="package.module:function returns a trained network")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was broken off")] = False,
+) -> None:
+    """Makes a network as light as the budget asks; without weights it is trained first."""
+    with _told_plainly():
+        from featherweight.reporting.progress import RichProgress
+        from featherweight.reporting.tables import print_before_after
+        from featherweight.search.budget import Budget
+        from featherweight.search.compress import check_writable, report_path
+        from featherweight.search.compress import compress as run
+        from featherweight.search.recipe import Recipe
+        from featherweight.search.source import has_weights
+
+        if out.suffix != ".fw":
+            raise RequestError(f"--out must end in .fw, got {str(out)!r}")
+        check_writable(out)
+        limits = Budget.parse(budget)
+        plan = Recipe() if recipe is None else Recipe.load(recipe)
+        loaders, net = _load(model, data, data_dir, weights, plan.seed)
+        if weights is not None or trained or has_weights(model):
+            plan = replace(plan, training=None)
+        elif not resume:
+            plan = replace(plan, training=plan.training or _default_training())
+            typer.echo(f"{model} has no weights: it is trained first, for {plan.training.epochs} epochs", err=True)  # type: ignore[union-attr]
+        else:
+            plan = replace(plan, training=plan.training or _default_training())
+        with RichProgress() as progress:
+            found = run(net, loaders, budget=limits, recipe=plan, out=out, resume=resume, progress=progress)
+        print_before_after(found.before, found.after)
+        typer.echo(f"{out}: {found.after.size_bytes} bytes; the report is {report_path(out)}")
+        if found.stopped:
+            typer.echo(f"featherweight: stopped early, with the last good network: {found.stopped}", err=True)
+        if found.unmet:
+            typer.echo("featherweight: the budget could not be met; this is the best network found:", err=True)
+            for line in found.unmet:
+                typer.echo(f"  {line}", err=True)
+            raise typer.Exit(BUDGET_NOT_MET)
+
+
+@app.command()
+def measure(
+    model: ModelOption,
+    data: DataOption,
+    data_dir: DataDirOption = None,
+    weights: WeightsOption = None,
+    threads: Annotated[int, typer.Option("--threads", help="of the latency runs")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Measures a network: accuracy on the test data, bytes, parameters, MACs, and latency in ONNX Runtime."""
+    with _told_plainly():
+        from featherweight.measuring import measure as run
+        from featherweight.reporting.progress import RichProgress
+        from featherweight.reporting.tables import print_report
+        from featherweight.training import check_fits
+
+        loaders, net = _load(model, data, data_dir, weights)
+        check_fits(loaders, net)
+        subject: nn.Module | str = model if model.endswith(".fw") else net
+        with RichProgress() as progress:
+            report = run(subject, loaders.example, data=loaders.test, threads=threads, progress=progress)
+        if as_json:
+            typer.echo(json.dumps(report.as_dict(), indent=2))
+        else:
+            print_report(report)
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(metavar="FILE.fw")]) -> None:
+    """Shows what a .fw file is made of: each tensor's coder, bits per weight and bytes, the architecture, the total."""
+    with _told_plainly():
+        from featherweight.packaging import inspect as run
+        from featherweight.reporting.tables import print_contents
+
+        print_contents(run(file))
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE.fw")],
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    to: Annotated[str, typer.Option("--to", help="the format: onnx")] = "onnx",
+) -> None:
+    """Writes a .fw file in another format."""
+    with _told_plainly():
+        from featherweight.errors import look_up
+        from featherweight.exporting.onnx import to_onnx
+        from featherweight.packaging import load
+
+        write = look_up({"onnx": to_onnx}, to, "--to")
+        net = load(file)
+        write(net, out, net.program.example())
+        typer.echo(f"{out}: {out.stat().st_size} bytes")
+
+
+def _load(model: str, data: str, data_dir: Path | None, weights: Path | None, seed: int = 0) -> tuple[Data, nn.Module]:
+    from featherweight.search.source import load_model
+    from featherweight.training import load_data
+
+    loaders = load_data(data, data_dir=data_dir, seed=seed)
+    net = load_model(model, weights=weights, input_shape=loaders.input_shape, classes=loaders.classes, seed=seed)
+    return loaders, net
+
+
+def _default_training() -> Tuning:
+    from featherweight.training import Tuning
+
+    return Tuning(epochs=15)
+
+
+def main() -> None:
+    """Runs the command."""
+    app(prog_name="featherweight")
+
+
+if __name__ == "__main__":
+    main()

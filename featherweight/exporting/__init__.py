@@ -1,0 +1,5 @@
+"""Networks in forms that run outside PyTorch."""
+
+from featherweight.exporting.onnx import to_onnx
+
+__all__ = ["to_onnx"]

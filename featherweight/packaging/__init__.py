@@ -1,0 +1,8 @@
+"""Lossless packing of a network into one small file: see SPEC.md for the format."""
+
+from __future__ import annotations
+
+from featherweight.packaging.reader import inspect, load, load_tensors
+from featherweight.packaging.writer import save, save_tensors
+
+__all__ = ["inspect", "load", "load_tensors", "save", "save_tensors"]

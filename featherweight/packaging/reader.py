@@ -1,0 +1,214 @@
+"""Reading .fw files that nobody vouches for: whatever the bytes, the outcome is a network or a `FormatError`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import torch
+
+from featherweight.errors import FormatError, RequestError
+from featherweight.graph.program import ProgramModule
+from featherweight.packaging.coders import Layout
+from featherweight.packaging.cursor import Cursor
+from featherweight.packaging.manifest import LONGEST_MANIFEST, MAGIC, VERSION, Manifest, decode_manifest
+from featherweight.packaging.tensors import Frame, TensorLayout, coder_name, decode_frame, tensor_of
+
+__all__ = ["Contents", "TensorContents", "inspect", "load", "load_tensors"]
+
+FREE_BYTES = 64 << 20
+MOST_EXPANSION = 4096
+_SMALLEST_FRAME = 6
+
+
+@dataclass(frozen=True, slots=True)
+class TensorContents:
+    """What a tensor takes in a file: `size_bytes` includes the coder's number, the length and the checksum."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    coder: str
+    size_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """The bits in the file for each element, 0 for an empty tensor."""
+        count = TensorLayout(self.dtype, self.shape).count
+        return 8 * self.size_bytes / count if count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Where every byte of a file goes: header, architecture (the program, names and shapes), and each tensor."""
+
+    has_network: bool
+    header_bytes: int
+    architecture_bytes: int
+    tensors: tuple[TensorContents, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of the file."""
+        return self.header_bytes + self.architecture_bytes + sum(tensor.size_bytes for tensor in self.tensors)
+
+
+def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> ProgramModule:
+    """Reads a network, ready to run in eval mode; the user's classes are not needed, and nothing in the file is executed.
+
+    Args:
+        path: a file that `save` wrote.
+        max_bytes: the most bytes its tensors may take in memory; by default 64 MiB + 4096 times the file's size.
+
+    Returns:
+        The network, with the weights that were saved, bit for bit, under their original names.
+
+    Raises:
+        FormatError: the file is damaged, cut short, of a newer version, expands beyond `max_bytes`, or holds no network.
+        RequestError: the file cannot be opened.
+    """
+    manifest, tensors = _read_all(path, max_bytes)
+    if not manifest.has_network:
+        raise FormatError(f"{os.fspath(path)!r} holds tensors but no network; read it with load_tensors")
+    try:
+        return ProgramModule(manifest.program, tensors).eval()
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise FormatError(f"{os.fspath(path)!r} is damaged: its tensors' names do not form a network: {error}") from error
+
+
+def load_tensors(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a file, with or without a network, by name.
+
+    Args:
+        path: a file that `save_tensors` or `save` wrote.
+        max_bytes: as for `load`.
+
+    Raises:
+        FormatError: as for `load`.
+        RequestError: the file cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> from featherweight.packaging.writer import save_tensors
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_tensors({"a": torch.tensor([1.0, 2.0])}, f"{folder}/a.fw")
+        ...     load_tensors(f"{folder}/a.fw")
+        {'a': tensor([1., 2.])}
+    """
+    return _read_all(path, max_bytes)[1]
+
+
+def inspect(path: str | os.PathLike[str]) -> Contents:
+    """Where the bytes of a file go, without decoding its tensors.
+
+    Args:
+        path: a file that `save` or `save_tensors` wrote.
+
+    Raises:
+        FormatError: the file is damaged as far as one can tell without decoding tensors.
+        RequestError: the file cannot be opened.
+    """
+    with _open(path) as file:
+        source = _Source(file)
+        manifest, header_bytes = _read_manifest(source)
+        architecture_bytes = source.at - header_bytes
+        tensors = []
+        for spec, layout in zip(manifest.program.tensors, manifest.layouts, strict=True):
+            start = source.at
+            coder, size = source.frame_head(spec.name)
+            source.skip(size + 4)
+            tensors.append(TensorContents(spec.name, layout.shape, layout.dtype, coder, source.at - start))
+        source.end()
+    return Contents(manifest.has_network, header_bytes, architecture_bytes, tuple(tensors))
+
+
+class _Source:
+    """A file read front to back, every length checked against what is left of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self.at = 0
+
+    def skip(self, size: int) -> None:
+        if size > self.size - self.at:
+            raise FormatError(f"the file is cut short: {size} more bytes expected at byte {self.at} of {self.size}")
+        self.at += size
+        self._file.seek(self.at)
+
+    def take(self, size: int) -> bytes:
+        start = self.at
+        self.skip(size)
+        self._file.seek(start)
+        data = self._file.read(size)
+        if len(data) < size:
+            raise FormatError(f"the file is cut short at byte {start + len(data)}")
+        return data
+
+    def varint(self) -> int:
+        number = b""
+        while not number or (number[-1] > 127 and len(number) < 10):
+            number += self.take(1)
+        return Cursor(number, "the file").varint()
+
+    def frame_head(self, what: str) -> tuple[str, int]:
+        return coder_name(self.take(1)[0], what), self.varint()
+
+    def frame(self, what: str) -> Frame:
+        coder, size = self.frame_head(what)
+        return Frame(coder, self.take(size), int.from_bytes(self.take(4), "little"))
+
+    def end(self) -> None:
+        if self.at < self.size:
+            raise FormatError(f"the file has {self.size - self.at} bytes too many")
+
+
+def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise RequestError(f"a .fw file must exist and be readable, got {os.fspath(path)!r}: {error.strerror}") from error
+
+
+def _read_manifest(source: _Source) -> tuple[Manifest, int]:
+    """The manifest, and the bytes of the header before it."""
+    if source.size < len(MAGIC) or source.take(len(MAGIC)) != MAGIC:
+        raise FormatError("this is not a .fw file: it does not start with its four magic bytes")
+    version = source.take(1)[0]
+    if version != VERSION:
+        raise FormatError(f"this version of featherweight reads .fw files of version {VERSION}, got {version}; upgrade featherweight")
+    size = source.varint()
+    if size > LONGEST_MANIFEST:
+        raise FormatError(f"the manifest is damaged: it says that it takes {size} bytes, at most {LONGEST_MANIFEST} are allowed")
+    header_bytes = source.at
+    bits = decode_frame(source.frame("the manifest"), Layout(np.dtype(np.uint8), size), "the manifest")
+    manifest = decode_manifest(bits.tobytes())
+    if len(manifest.layouts) * _SMALLEST_FRAME > source.size - source.at:
+        raise FormatError(f"the file is cut short: it cannot hold {len(manifest.layouts)} tensors")
+    return manifest, header_bytes
+
+
+def _read_all(path: str | os.PathLike[str], max_bytes: int | None) -> tuple[Manifest, dict[str, torch.Tensor]]:
+    with _open(path) as file:
+        source = _Source(file)
+        manifest, _ = _read_manifest(source)
+        limit = FREE_BYTES + MOST_EXPANSION * source.size if max_bytes is None else max_bytes
+        if manifest.size_bytes > limit:
+            raise FormatError(
+                f"a file may expand to {limit} bytes, {os.fspath(path)!r} of {source.size} bytes says that it takes {manifest.size_bytes}; "
+                "if you trust it, pass max_bytes="
+            )
+        tensors = dict(_read_tensors(source, manifest))
+        source.end()
+    return manifest, tensors
+
+
+def _read_tensors(source: _Source, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+    for spec, layout in zip(manifest.program.tensors, manifest.layouts, strict=True):
+        bits = decode_frame(source.frame(spec.name), layout.layout, spec.name)
+        if layout.dtype is torch.bool and len(bits) and int(bits.max()) > 1:
+            raise FormatError(f"{spec.name} is damaged: a bool is neither 0 nor 1")
+        yield spec.name, tensor_of(bits, layout.dtype, layout.shape)

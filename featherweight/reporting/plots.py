@@ -1,0 +1,156 @@
+"""Plots of what was measured. They need the extra `plots`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featherweight.errors import RequestError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Point", "plot_size_accuracy"]
+
+# Okabe and Ito's colours (2008), apart for every kind of colour blindness; black is kept for references.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_FORMATS = (".svg", ".png")
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "featherweight",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One network in the plot.
+
+    Attributes:
+        size_bytes: size of its file in bytes, positive.
+        accuracy: in [0, 1].
+        series: the name of the line it belongs to.
+        label: written beside it; nothing by default.
+        reference: whether it comes from somewhere else (a paper's table): a marker of its own, on no line.
+    """
+
+    size_bytes: int
+    accuracy: float
+    series: str = "featherweight"
+    label: str = ""
+    reference: bool = False
+
+
+def plot_size_accuracy(points: Sequence[Point], path: str | Path, *, title: str = "") -> Path:
+    """Draws file size in KB (1000 bytes, logarithmic) against accuracy in %, on white, and the same bytes each time as SVG.
+
+    Points of a series are joined in order of size. Series differ in colour and in marker.
+
+    Args:
+        points: at least one.
+        path: where to write; ends in .svg or .png.
+        title: above the plot; nothing by default.
+
+    Returns:
+        The path written.
+
+    Raises:
+        RequestError: there are no points, a point is out of range, the path is unusable, or matplotlib is missing.
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise RequestError(f"a plot must end in {' or '.join(_FORMATS)}, got {str(path)!r}")
+    if not points:
+        raise RequestError("a plot needs at least one point, got none")
+    for point in points:
+        if point.size_bytes <= 0 or not 0 <= point.accuracy <= 1:
+            raise RequestError(f"a point needs a positive size in bytes and an accuracy in [0, 1], got {point}")
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RequestError("plots need matplotlib; install it with: pip install 'featherweight[plots]'") from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        _draw(figure.add_subplot(), points, title)
+        _write(figure, path)
+    return path
+
+
+def _draw(axes: Axes, points: Sequence[Point], title: str) -> None:
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    names = list(dict.fromkeys(point.series for point in points if not point.reference))
+    for position, name in enumerate(names):
+        mine = sorted((p for p in points if p.series == name and not p.reference), key=lambda p: p.size_bytes)
+        axes.plot(
+            [p.size_bytes / 1000 for p in mine],
+            [p.accuracy * 100 for p in mine],
+            color=_COLOURS[position % len(_COLOURS)],
+            marker=_MARKERS[position % len(_MARKERS)],
+            markersize=6,
+            linewidth=1.6,
+            label=name,
+            zorder=3,
+        )
+    references = [point for point in points if point.reference]
+    for position, name in enumerate(dict.fromkeys(point.series for point in references)):
+        theirs = [p for p in references if p.series == name]
+        axes.plot(
+            [p.size_bytes / 1000 for p in theirs],
+            [p.accuracy * 100 for p in theirs],
+            color="black",
+            marker=("*", "X", "p")[position % 3],
+            markersize=10,
+            linestyle="none",
+            label=name,
+            zorder=4,
+        )
+    halo = [withStroke(linewidth=3, foreground="white")]  # keeps a label readable where a line passes behind it
+    for point in points:
+        if point.label:
+            at = (point.size_bytes / 1000, point.accuracy * 100)
+            place: dict[str, Any] = {"xytext": (7, -4), "textcoords": "offset points", "va": "top"}
+            axes.annotate(point.label, at, **place, fontsize=9, color="#333333", path_effects=halo, zorder=5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="file size in KB (logarithmic)", ylabel="test accuracy in %")
+    axes.margins(x=0.12, y=0.12)
+    if title:
+        axes.set_title(title, pad=12)
+    if len(axes.get_lines()) > 1:
+        axes.legend(loc="best")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Writes without a date, so that the same points give the same bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RequestError(f"a plot must go to a path that can be written, got {str(path)!r}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

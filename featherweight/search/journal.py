@@ -1,0 +1,177 @@
+"""What a search has done so far, on disk, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.errors import RequestError
+from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate
+from featherweight.graph.surgery import Plan
+from featherweight.pruning import Mask
+from featherweight.quantization import Codebook
+
+__all__ = ["Journal", "Network", "rebuild"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in the middle of a search, and the plans that led from the first network's shapes to its own."""
+
+    model: nn.Module
+    plans: tuple[Plan, ...] = ()
+
+
+@dataclass
+class Journal:
+    """The attempts made, and the networks kept, in a folder of small files; without a folder, only in memory.
+
+    Every file is written beside its place and moved there, the list of attempts last, so that a kill at any moment leaves a
+    state to go on from.
+
+    Args:
+        folder: where; None keeps nothing on disk.
+        request: what the run was asked for; a run with another request cannot be resumed.
+        entries: the attempts made so far, in order, as plain data.
+        slots: which file holds which network ("trained", "base", "current").
+    """
+
+    folder: Path | None
+    request: Mapping[str, Any]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    slots: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def open(folder: Path | None, request: Mapping[str, Any], *, resume: bool) -> Journal:
+        """Begins a journal, or takes up the one in the folder.
+
+        Raises:
+            RequestError: there is nothing to resume, the folder was made by another request, or it cannot be written.
+        """
+        request = json.loads(json.dumps(request))
+        if folder is None:
+            return Journal(None, request)
+        index = folder / "journal.json"
+        if resume:
+            try:
+                stored = json.loads(index.read_text())
+            except (OSError, ValueError) as error:
+                raise RequestError(f"there is no run to resume in {folder}: {error}; start without --resume") from error
+            if stored["request"] != request:
+                differing = sorted(key for key in request if stored["request"].get(key) != request[key])
+                raise RequestError(
+                    f"the run in {folder} was asked for something else ({', '.join(differing)}); start without --resume"
+                )
+            return Journal(folder, request, stored["entries"], stored["slots"])
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise RequestError(f"a checkpoint must be writable, but {folder} is not: {error}; choose another --out") from error
+        journal = Journal(folder, request)
+        journal._write_index()
+        return journal
+
+    @property
+    def epoch_checkpoint(self) -> Path | None:
+        """Where training keeps the state of its last epoch."""
+        return self.folder / "epoch.pt" if self.folder else None
+
+    def record(self, entry: dict[str, Any] | None, networks: Mapping[str, Network]) -> None:
+        """Adds an attempt and stores these networks under their slots."""
+        if entry is not None:
+            self.entries.append(entry)
+        if self.folder is None:
+            return
+        for slot, network in networks.items():
+            file = f"{slot}-{len(self.entries)}.pt"
+            _write(self.folder / file, lambda target, network=network: torch.save(_state(network), target))
+            self.slots[slot] = file
+        self._write_index()
+        for leftover in self.folder.glob("*-*.pt"):
+            if leftover.name not in self.slots.values():
+                leftover.unlink()
+        (self.folder / "epoch.pt").unlink(missing_ok=True)
+
+    def network(self, slot: str, start: nn.Module) -> Network | None:
+        """The network stored under a slot, rebuilt from the first network, or None."""
+        if self.folder is None or slot not in self.slots:
+            return None
+        return rebuild(torch.load(self.folder / self.slots[slot], weights_only=True), start)
+
+    def close(self) -> None:
+        """Removes the folder: the run is done."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write_index(self) -> None:
+        if self.folder is not None:
+            content = json.dumps({"request": self.request, "entries": self.entries, "slots": self.slots}, indent=1)
+            _write(self.folder / "journal.json", lambda target: target.write(content.encode()))
+
+
+_KINDS: dict[str, type[Constraint]] = {"Mask": Mask, "Codebook": Codebook}
+
+
+def _state(network: Network) -> dict[str, Any]:
+    """A network as plans, kinds of constraints, and numbers: nothing that needs pickle."""
+    kinds = {name: [type(c).__name__ for c in chain] for name, chain in constrained(network.model).items()}
+    return {"plans": [plan.to_json() for plan in network.plans], "constraints": kinds, "tensors": network.model.state_dict()}
+
+
+def rebuild(state: Mapping[str, Any], start: nn.Module) -> Network:
+    """The network a state describes: the plans replayed on `start`, the constraints put back, the numbers loaded.
+
+    Args:
+        state: what the journal stored.
+        start: the first network, before any plan; it is not changed.
+
+    Returns:
+        The network.
+
+    Raises:
+        RequestError: the state does not fit the first network.
+    """
+    plans = tuple(Plan.from_json(text) for text in state["plans"])
+    model = duplicate(start)
+    for plan in plans:
+        model = plan.apply(model)
+    for name, kinds in state["constraints"].items():
+        owner, _, leaf = name.rpartition(".")
+        for kind in kinds:
+            shape = getattr(model.get_submodule(owner), leaf).shape
+            constrain(
+                model, name, _blank(_KINDS[kind], shape, state["tensors"], f"{owner}.parametrizations.{leaf}".lstrip("."))
+            )
+    try:
+        model.load_state_dict(state["tensors"])
+    except RuntimeError as error:
+        raise RequestError(f"the checkpoint does not fit this network: {error}; start without --resume") from error
+    return Network(model, plans)
+
+
+def _blank(kind: type[Constraint], shape: torch.Size, tensors: Mapping[str, torch.Tensor], path: str) -> Constraint:
+    if kind is Codebook:
+        return Codebook(torch.zeros(shape, dtype=torch.int64), len(tensors[f"{path}.original"]))
+    return Mask(torch.ones(shape, dtype=torch.bool))
+
+
+def _write(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as target:
+            write(target)
+            target.flush()
+            os.fsync(target.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RequestError(f"a checkpoint must be writable, but {path} is not: {error}") from error

@@ -1,0 +1,105 @@
+"""The report: each field is what the function of that name measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.errors import RequestError
+from featherweight.graph.capture import to_module
+from featherweight.measuring import report
+from featherweight.measuring.latency import Latency
+from featherweight.measuring.report import Report, measure
+from featherweight.packaging import save
+
+
+def small_net() -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    with torch.no_grad():
+        net[3].weight[:, ::2] = 0
+    return net
+
+
+def batches(net: nn.Module, wrong: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two batches of 5 whose targets are what the network says, except for the first `wrong` samples."""
+    inputs = torch.randn(10, 1, 6, 6)
+    with torch.no_grad():
+        targets = net(inputs).argmax(1)
+    targets[:wrong] = (targets[:wrong] + 1) % 3
+    return list(zip(inputs.split(5), targets.split(5), strict=True))
+
+
+@pytest.fixture
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests about everything else: the latency costs an export."""
+    monkeypatch.setattr(report, "measure_latency", lambda *_, **__: Latency(1e-3, 1e-4, 7, 1, 1, "onnxruntime 0"))
+
+
+def test_fields() -> None:
+    net = small_net()
+    got = measure(net, torch.randn(1, 1, 6, 6), data=batches(net, wrong=3))
+    assert got.accuracy == pytest.approx(0.7)
+    assert got.parameters == 18 + 2 + 96 + 3
+    assert got.nonzero_parameters == 18 + 2 + 48 + 3
+    assert got.macs == 2 * 4 * 4 * 9 + 32 * 3
+    assert 0 < got.latency_s < 0.1
+    assert got.latency_spread_s >= 0
+    assert (got.threads, got.batch) == (1, 1)
+    assert got.runtime.startswith("onnxruntime ")
+
+
+@pytest.mark.usefixtures("_no_clock")
+def test_file_program_and_module_measure_alike(tmp_path: Path) -> None:
+    net, x, path = small_net(), torch.randn(1, 1, 6, 6), tmp_path / "net.fw"
+    save(net, path, example=x)
+    data = batches(net, wrong=1)
+    reports = [
+        measure(net, x, data=data),
+        measure(to_module(net, x), data=data),
+        measure(path, data=data),
+        measure(str(path), data=data),
+    ]
+    exact = [(r.accuracy, r.size_bytes, r.parameters, r.nonzero_parameters, r.macs) for r in reports]
+    assert exact == [(pytest.approx(0.9), path.stat().st_size, 119, 71, 384)] * 4
+
+
+@pytest.mark.usefixtures("_no_clock")
+def test_packed_file_is_kept_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "kept.fw"
+    got = measure(small_net(), torch.randn(1, 1, 6, 6), path=path)
+    assert got.accuracy is None
+    assert got.size_bytes == path.stat().st_size
+
+
+@pytest.mark.usefixtures("_no_clock")
+def test_progress_is_told() -> None:
+    net, told = small_net(), []
+    measure(net, torch.randn(1, 1, 6, 6), data=batches(net, 0), progress=lambda *call: told.append(call))
+    assert ("latency", 1, 1) in told
+    assert any(task != "latency" and done == total == 2 for task, done, total, *_ in told)
+
+
+def test_json_round_trip() -> None:
+    got = Report(0.99, 44_103, 430_500, 34_000, 2_293_000, 41e-6, 1e-6, 1, 1, "onnxruntime 1.31.1")
+    assert Report(**json.loads(got.to_json())) == got
+    assert list(got.as_dict())[:2] == ["accuracy", "size_bytes"]
+    assert json.loads(Report(**{**got.as_dict(), "accuracy": None}).to_json())["accuracy"] is None
+
+
+def test_a_module_needs_an_example() -> None:
+    with pytest.raises(RequestError, match="measuring a Sequential needs an example input"):
+        measure(small_net())
+
+
+def test_a_file_is_not_packed_again(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="packed already"):
+        measure(tmp_path / "net.fw", path=tmp_path / "other.fw")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"net\.fw"):
+        measure(tmp_path / "net.fw")

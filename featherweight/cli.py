@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
-DONE, WRONG_REQUEST, BUDGET_NOT_MET, INTERRUPTED = 0, 2, 3, 130
+DONE, FAILED, WRONG_REQUEST, BUDGET_NOT_MET, INTERRUPTED = 0, 1, 2, 3, 130
 
 ModelOption = Annotated[str, typer.Argument(metavar="MODEL", help="zoo:NAME, package.module:function, or a .pt2 or .fw file")]
 DataOption = Annotated[
@@ -36,19 +38,27 @@ WeightsOption = Annotated[Path | None, typer.Option("--weights", help="a state d
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
-    """Errors of the request end with exit code 2 and a sentence, Ctrl-C with 130; never a traceback."""
+def _told_plainly(checkpoint: Path | None = None) -> Iterator[None]:
+    """Every error ends with an exit code and a sentence, never with a traceback."""
     try:
         yield
     except FeatherweightError as error:
-        typer.echo(f"featherweight: {error}", err=True)
-        raise typer.Exit(WRONG_REQUEST) from None
+        _end(WRONG_REQUEST, str(error))
     except OSError as error:
-        typer.echo(f"featherweight: the system refused: {error}", err=True)
-        raise typer.Exit(WRONG_REQUEST) from None
+        _end(WRONG_REQUEST, f"the system refused: {error}")
     except KeyboardInterrupt:
-        typer.echo("featherweight: interrupted; what was done is kept, the same command with --resume goes on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        kept = checkpoint is not None and checkpoint.exists()
+        _end(INTERRUPTED, "interrupted" + "; what was done is kept, the same command with --resume goes on" * kept)
+    except typer.Exit:
+        raise
+    except Exception as error:  # of the user's own model or data; or a bug of ours
+        *_, last = traceback.extract_tb(error.__traceback__)
+        _end(FAILED, f"unexpected {type(error).__name__} at {last.filename}:{last.lineno}: {error}")
+
+
+def _end(code: int, message: str) -> NoReturn:
+    typer.echo(f"featherweight: {message}", err=True)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -64,11 +74,11 @@ def compress(
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was broken off")] = False,
 ) -> None:
     """Makes a network as light as the budget asks; without weights it is trained first."""
-    with _told_plainly():
+    with _told_plainly(out.with_name(f"{out.name}.checkpoint")):
         from featherweight.reporting.progress import RichProgress
         from featherweight.reporting.tables import print_before_after
         from featherweight.search.budget import Budget
-        from featherweight.search.compress import check_writable, report_path
+        from featherweight.search.compress import DEFAULT_DROP, check_writable, report_path
         from featherweight.search.compress import compress as run
         from featherweight.search.recipe import Recipe
         from featherweight.search.source import has_weights
@@ -79,13 +89,11 @@ def compress(
         limits = Budget.parse(budget)
         plan = Recipe() if recipe is None else Recipe.load(recipe)
         loaders, net = _load(model, data, data_dir, weights, plan.seed)
-        if weights is not None or trained or has_weights(model):
-            plan = replace(plan, training=None)
-        elif not resume:
-            plan = replace(plan, training=plan.training or _default_training())
-            typer.echo(f"{model} has no weights: it is trained first, for {plan.training.epochs} epochs", err=True)  # type: ignore[union-attr]
-        else:
-            plan = replace(plan, training=plan.training or _default_training())
+        training = None
+        if weights is None and not trained and not has_weights(model):
+            training = plan.training or _default_training()
+            typer.echo(f"{model} has no weights: it is trained first, for {training.epochs} epochs", err=True)
+        plan = replace(plan, training=training)
         with RichProgress() as progress:
             found = run(net, loaders, budget=limits, recipe=plan, out=out, resume=resume, progress=progress)
         print_before_after(found.before, found.after)
@@ -93,10 +101,10 @@ def compress(
         if found.stopped:
             typer.echo(f"featherweight: stopped early, with the last good network: {found.stopped}", err=True)
         if found.unmet:
-            typer.echo("featherweight: the budget could not be met; this is the best network found:", err=True)
-            for line in found.unmet:
-                typer.echo(f"  {line}", err=True)
-            raise typer.Exit(BUDGET_NOT_MET)
+            lines = ["the budget could not be met; this is the best network found:", *found.unmet]
+            if limits.accuracy_drop is None:
+                lines.append(f"accuracy may fall by {DEFAULT_DROP} pp unless the budget names accuracy_drop")
+            _end(BUDGET_NOT_MET, "\n  ".join(lines))
 
 
 @app.command()
@@ -158,6 +166,8 @@ def _load(model: str, data: str, data_dir: Path | None, weights: Path | None, se
     from featherweight.search.source import load_model
     from featherweight.training import load_data
 
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the user's own modules are found in the working directory, as python -m finds them
     loaders = load_data(data, data_dir=data_dir, seed=seed)
     net = load_model(model, weights=weights, input_shape=loaders.input_shape, classes=loaders.classes, seed=seed)
     return loaders, net

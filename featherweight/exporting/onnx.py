@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import FeatherweightError, RequestError
+from featherweight.files import replacing
 from featherweight.graph.capture import Example, as_example, to_module
 from featherweight.graph.program import Program, ProgramModule
 
@@ -49,8 +48,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Example) -> Path:
         'net.onnx'
     """
     path = Path(path)
-    with _replacing(path) as temporary:
-        temporary.write_bytes(translate(model, example))
+    with replacing(path) as file:
+        file.write(translate(model, example))
     return path
 
 
@@ -210,21 +209,3 @@ def _silence() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block succeeds and vanishes when it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        temporary.touch()
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RequestError(
-            f"an ONNX file must go to a path that can be written, got {str(path)!r}: {error.strerror}"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

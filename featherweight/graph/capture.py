@@ -15,14 +15,26 @@ from torch.utils import _pytree as pytree
 
 from featherweight.errors import CaptureError, UnsupportedOpError
 from featherweight.graph.constraint import fold
-from featherweight.graph.program import Input, Node, Program, ProgramModule, Ref, TensorSpec, Value, resolve_op, unused
+from featherweight.graph.program import (
+    Input,
+    Kind,
+    Node,
+    Program,
+    ProgramModule,
+    Ref,
+    TensorSpec,
+    Value,
+    refs_in,
+    resolve_op,
+    unused,
+)
 
-__all__ = ["Example", "as_example", "capture", "from_exported", "tensors_of", "to_module"]
+__all__ = ["Example", "as_example", "capture", "from_exported", "tensors_of", "to_module", "twin_of"]
 
 Example = torch.Tensor | Sequence[Any]
 """One batch of inputs: a tensor, or a sequence of the arguments of `forward`. Axis 0 of each tensor is the batch."""
 
-_CONSTANT_KINDS = {InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ, InputKind.TOKEN}
+_KINDS: dict[InputKind, Kind] = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
 
 
 def capture(model: nn.Module, example: Example) -> Program:
@@ -40,7 +52,8 @@ def capture(model: nn.Module, example: Example) -> Program:
         The program. Its tensors' values stay with the module: see `tensors_of`.
 
     Raises:
-        CaptureError: `torch.export` failed; its own message is attached.
+        CaptureError: `torch.export` failed (its own message is attached), the network runs for one batch size only, or it makes
+            a tensor of its own from numbers.
         UnsupportedOpError: the network holds an operation that a program may not hold (named with file:line).
 
     Example:
@@ -60,7 +73,15 @@ def capture(model: nn.Module, example: Example) -> Program:
             f"torch.export could not capture {type(model).__name__}: {_first_lines(str(error))}\n"
             "forward() must be traceable for any batch size, without Python control flow on tensor values"
         ) from error
-    return from_exported(exported)
+    program = from_exported(exported)
+    for spec in program.inputs:
+        if spec.shape and spec.shape[0] is not None:
+            raise CaptureError(
+                f"a network must run for any batch size, but {type(model).__name__} takes {spec.name!r} only in batches of "
+                f"{spec.shape[0]}, those it was captured with; take the batch size from x.shape[0], not from len(x)"
+            )
+    tensors_of(frozen, program)
+    return program
 
 
 def as_example(example: Example) -> tuple[Any, ...]:
@@ -80,15 +101,28 @@ def tensors_of(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
         try:
             value = getattr(model.get_submodule(owner), leaf)
         except AttributeError as error:
-            raise CaptureError(f"this network has no tensor {spec.name!r}, which the program reads") from error
+            raise CaptureError(
+                f"this network has no tensor {spec.name!r}, which the program reads; if forward() makes it from numbers "
+                "(torch.tensor(…)), register it as a buffer"
+            ) from error
         found[spec.name] = value.detach()
     return found
 
 
 def to_module(model: nn.Module, example: Example) -> ProgramModule:
-    """The captured twin of a module: same weights (copied), same outputs, no code of the user's."""
+    """The captured twin of a module: same weights (copied), same mode, same outputs, no code of the user's."""
     program = capture(model, example)
-    return ProgramModule(program, {name: t.clone() for name, t in tensors_of(model, program).items()})
+    folded = fold(model)
+    return twin_of(folded, program, {name: t.clone() for name, t in tensors_of(model, program).items()})
+
+
+def twin_of(model: nn.Module, program: Program, tensors: Mapping[str, torch.Tensor]) -> ProgramModule:
+    """A `ProgramModule` in the model's mode, trainable where the model is; the model's constraints must be folded."""
+    twin = ProgramModule(program, tensors).train(model.training)
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_(trainable[name])
+    return twin
 
 
 def from_exported(exported: torch.export.ExportedProgram) -> Program:
@@ -99,14 +133,14 @@ def from_exported(exported: torch.export.ExportedProgram) -> Program:
         CaptureError: it changes its own buffers or inputs when it runs.
     """
     signature = exported.graph_signature
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        changed = sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()})
-        raise CaptureError(f"a network must not change its buffers or inputs in eval mode, but this one changes {', '.join(changed)}")
+    changed = sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()})
+    if changed:  # a program that was functionalised; in others the operations show it
+        raise CaptureError(f"a network must not change its inputs or buffers in eval mode, but this one changes {changed}")
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     inputs, tensors, names = _inputs_and_tensors(exported, placeholders)
     numbers: dict[str, Value] = {name: Ref(i) for i, name in enumerate(names)}
     numbers |= _shared_and_constant(exported, numbers)
-    nodes = []
+    nodes: list[Node] = []
     output: Value = None
     for fx_node in exported.graph.nodes:
         if fx_node.op == "call_function":
@@ -119,7 +153,30 @@ def from_exported(exported: torch.export.ExportedProgram) -> Program:
             output = pytree.tree_unflatten(flat, exported.call_spec.out_spec)
         elif fx_node.op != "placeholder":
             raise UnsupportedOpError(f"control flow on submodules ({fx_node.target}) is not supported, at {_origin(fx_node)}")
-    return _without_unused(Program(tuple(inputs), tuple(tensors), tuple(nodes), _plain(output)))
+    program = _without_unused(Program(tuple(inputs), tuple(tensors), tuple(nodes), _plain(output)))
+    _refuse_changes(program)
+    return program
+
+
+# Their schemas say view, and they may copy: an in-place operation after them may be harmless.
+_PERHAPS_COPIES = frozenset("contiguous flatten reshape reshape_as to type_as".split())
+
+
+def _refuse_changes(program: Program) -> None:
+    """Raises if an in-place operation writes to an input or a tensor of the program, directly or through a view of it."""
+    names = [*(spec.name for spec in program.inputs), *(spec.name for spec in program.tensors)]
+    behind = dict(enumerate(names))
+    for number, node in enumerate(program.nodes, start=program.first_node):
+        schema = getattr(resolve_op(node.op), "_schema", None)  # a Python operator has none, and changes nothing
+        for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
+            for name in [behind[ref.index] for ref in refs_in(value) if argument.alias_info and ref.index in behind]:
+                if argument.alias_info.is_write:
+                    raise CaptureError(
+                        f"a network must not change its inputs or buffers in eval mode, but {node.op} at {node.origin} changes "
+                        f"{name!r}; compute a new tensor instead"
+                    )
+                if node.op.partition(".")[0] not in _PERHAPS_COPIES:
+                    behind[number] = name
 
 
 def _inputs_and_tensors(
@@ -136,13 +193,12 @@ def _inputs_and_tensors(
             continue
         if spec.kind is InputKind.USER_INPUT:
             value = placeholders[spec.arg.name].meta["val"]
-            shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+            shape = tuple(size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape)
             inputs.append(Input(spec.arg.name, shape, value.dtype))
             input_names.append(spec.arg.name)
         elif id(_stored(exported, spec)) not in seen:
             seen.add(id(_stored(exported, spec)))
-            kind = "parameter" if spec.kind is InputKind.PARAMETER else "buffer" if spec.kind is InputKind.BUFFER else "constant"
-            tensors.append(TensorSpec(str(spec.target), kind))  # type: ignore[arg-type]
+            tensors.append(TensorSpec(str(spec.target), _KINDS.get(spec.kind, "constant")))
             tensor_names.append(spec.arg.name)
     return inputs, tensors, input_names + tensor_names
 
@@ -196,7 +252,8 @@ def _value(value: Any, numbers: Mapping[str, Value]) -> Value:
     if isinstance(value, fx.Node):
         return numbers[value.name]
     if isinstance(value, tuple | list):
-        return type(value)(_value(v, numbers) for v in value) if type(value) in (tuple, list) else [_value(v, numbers) for v in value]
+        values = [_value(v, numbers) for v in value]
+        return tuple(values) if type(value) is tuple else values  # fx has lists and tuples of its own
     return value
 
 
@@ -233,7 +290,7 @@ _TORCH_FOLDER = str(Path(torch.__file__).parent)
 
 
 def _origin(fx_node: fx.Node) -> str:
-    """The innermost line of the user's own code that led to a node, as file:line."""
+    """The innermost `forward` of the user's own that led to a node, as file:line; torch.export keeps no other functions."""
     frames = _FRAME.findall(fx_node.meta.get("stack_trace") or "")
     users = [f for f in frames if not f[0].startswith((_TORCH_FOLDER, "torch/"))]
     return ":".join((users or frames or [("<unknown>", "0")])[-1])

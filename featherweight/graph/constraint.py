@@ -18,8 +18,8 @@ __all__ = ["Constraint", "constrain", "constrained", "constraints_of", "duplicat
 class Constraint(nn.Module):
     """A parametrization that surgery can slice.
 
-    `forward` maps the trained tensor to the constrained weight, and `forward(right_inverse(weight))` equals `weight` for every weight
-    that meets the constraint.
+    `forward` maps the trained tensor to the constrained weight, and `forward(right_inverse(weight))` equals `weight` for every
+    weight that meets the constraint.
     """
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ def constraints_of(model: nn.Module, name: str) -> list[Constraint]:
     owner = model.get_submodule(owner_name)
     if not parametrize.is_parametrized(owner, leaf):
         return []
-    return list(owner.parametrizations[leaf])  # type: ignore[index,union-attr,arg-type]
+    return list(owner.parametrizations[leaf])  # type: ignore[index]
 
 
 def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
@@ -55,7 +55,7 @@ def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
     found = {}
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for leaf in module.parametrizations:  # type: ignore[union-attr]
+            for leaf in module.parametrizations:
                 name = f"{path}.{leaf}" if path else leaf
                 found[name] = constraints_of(model, name)
     return found
@@ -64,7 +64,8 @@ def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy that may be constrained and folded without the original noticing.
 
-    torch gives a constrained module a class of its own and keeps the constrained names in it; `copy.deepcopy` shares that class.
+    torch gives a constrained module a class of its own and keeps the constrained names in it; `copy.deepcopy` shares that
+    class.
 
     Args:
         model: any module; it is not changed.

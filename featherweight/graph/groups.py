@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from featherweight.graph.labels import FREE, Labels, varying_axes
-from featherweight.graph.ops import Call, Owned, row_of
+from featherweight.graph.ops import row_of
 from featherweight.graph.program import Program, map_refs, refs_in
+from featherweight.graph.rules import Call, Owned
 from featherweight.graph.shapes import infer_shapes
 
 __all__ = ["Axis", "Coupling", "Group", "trace"]
@@ -40,8 +41,8 @@ class Group:
 class Coupling:
     """What a trace found: the groups that may shrink, why other tensors may not, and the labels behind both.
 
-    `values` holds the label tensor of each value of the program (None where it is no tensor) and `axes` that of each tensor's axis;
-    all labels are representatives.
+    `values` holds the label tensor of each value of the program (None where it is no tensor) and `axes` that of each tensor's
+    axis; all labels are representatives.
     """
 
     groups: tuple[Group, ...]
@@ -54,8 +55,8 @@ class Coupling:
 def trace(program: Program, tensors: Mapping[str, torch.Tensor]) -> Coupling:
     """Finds which slices of which tensors form one channel, by running the program on labels.
 
-    After DepGraph (Fang et al., CVPR 2023), which propagates over layers; here every element of every value carries its channel,
-    so reshapes, concatenations and splits need no rule of their own.
+    After DepGraph (Fang et al., CVPR 2023), which propagates over layers; here every element of every value carries its
+    channel, so reshapes, concatenations and splits need no rule of their own.
 
     Args:
         program: the network.
@@ -120,28 +121,29 @@ class _Tracer:
             return value
         if not isinstance(value, Owned):
             return torch.full((), FREE)
+        if len(value.shape) == 1:
+            return self.axis(value, 0)
         if value.name not in self._element_labels:
             count = int(torch.Size(value.shape).numel())
             self._element_labels[value.name] = self.labels.fresh(count).reshape(value.shape)
         return self._element_labels[value.name]
 
     def axes(self) -> dict[Axis, torch.Tensor]:
-        """The labels of each tensor's axes; an elementwise tensor whose channels do not lie along one axis is locked."""
-        found = {key: self.labels.roots(labels) for key, labels in self._axis_labels.items()}
+        """The labels of each tensor's axes; a tensor whose elements' channels do not lie along one axis is locked."""
+        found = dict(self._axis_labels)
         for name, labels in self._element_labels.items():
             roots = self.labels.roots(labels)
             varying = varying_axes(roots)
-            if len(varying) > 1:
-                self.labels.lock(roots, f"the channels of {name} lie along several of its axes")
-            elif varying or roots.numel() == 1:
-                axis = varying[0] if varying else 0
-                if roots.dim():
-                    line = roots.movedim(axis, 0).reshape(roots.shape[axis], -1)[:, 0]
-                    if (name, axis) in found:
-                        self.labels.tie(line, found[name, axis])
-                    found[name, axis] = line
-            else:
-                self.labels.lock(roots, f"all of {name} belongs to one channel")
+            own = varying[0] if len(varying) == 1 else None
+            if own is None:
+                self.labels.lock(roots, f"the channels of {name} do not lie along one of its axes")
+            # The axes that contractions see: an axis that the elements know nothing of must stay for their sake.
+            for axis in range(labels.dim()):
+                if axis != own and (name, axis) in found:
+                    self.labels.lock(found[name, axis], f"{name} is also used element by element")
+            if own is not None:
+                line = roots.movedim(own, 0).reshape(roots.shape[own], -1)[:, 0]
+                self.labels.tie(line, found.setdefault((name, own), line))
         return {key: self.labels.roots(labels) for key, labels in found.items()}
 
 

@@ -18,7 +18,20 @@ from torch import nn
 
 from featherweight.errors import UnsupportedOpError
 
-__all__ = ["Input", "Node", "Program", "ProgramModule", "Ref", "TensorSpec", "Value", "map_refs", "refs_in", "resolve_op"]
+__all__ = [
+    "Input",
+    "Kind",
+    "Node",
+    "Program",
+    "ProgramModule",
+    "Ref",
+    "TensorSpec",
+    "Value",
+    "map_refs",
+    "refs_in",
+    "resolve_op",
+    "unused",
+]
 
 Value = Any
 """An argument: Ref, None, bool, int, float, str, torch.dtype, torch.layout, torch.memory_format, torch.device,
@@ -136,12 +149,14 @@ _SAFE_TAGS = frozenset({torch.Tag.core, torch.Tag.pointwise})
 
 # Harmless operations that an un-decomposed program holds and that torch does not tag.
 _SAFE_OPS = frozenset(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool2d batch_norm chunk contiguous conv1d conv2d conv3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d "
+    "baddbmm batch_norm detach_ chunk contiguous conv1d conv2d conv3d "
     "conv_transpose2d dropout dropout_ einsum expand_as feature_dropout flatten gelu group_norm instance_norm layer_norm "
     "linear log_softmax matmul max_pool1d max_pool2d movedim narrow pad pixel_shuffle relu6 reshape reshape_as rms_norm "
     "scaled_dot_product_attention selu sigmoid_ silu softmax split split_with_sizes squeeze stack swapaxes t tensor_split "
     "tile to transpose type_as unbind unflatten unsqueeze view view_as channel_shuffle hardswish hardswish_ hardsigmoid mish "
-    "leaky_relu_ prelu sym_size detach lift_fresh_copy alias _assert_tensor_metadata roll square repeat_interleave".split()
+    "leaky_relu_ prelu sym_size detach lift_fresh_copy alias _assert_tensor_metadata roll square repeat_interleave "
+    "zeros_like ones_like full_like new_zeros new_ones new_full".split()
 )
 
 
@@ -149,8 +164,8 @@ _SAFE_OPS = frozenset(
 def resolve_op(op: str) -> Callable[..., Any]:
     """The function behind an op's name, if a program may hold it.
 
-    Only Python's arithmetic, ATen operations that torch tags as core or pointwise, and a list of known neural-network operations
-    pass, so a file cannot make a program call anything else.
+    Only Python's arithmetic, ATen operations that torch tags as core or pointwise, and a list of known neural-network
+    operations pass, so a file cannot make a program call anything else.
 
     Args:
         op: "conv2d", "add.Tensor", "py.getitem", …

@@ -15,18 +15,20 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import RequestError
-from featherweight.graph.capture import capture, tensors_of
-from featherweight.graph.constraint import constrain, constrained, duplicate, fold
+from featherweight.graph.capture import capture, tensors_of, twin_of
+from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate, fold
 from featherweight.graph.groups import Axis, Coupling, trace
 from featherweight.graph.labels import kept_along
-from featherweight.graph.ops import Resize, row_of
-from featherweight.graph.program import Input, Node, Program, ProgramModule, Ref
+from featherweight.graph.ops import row_of
+from featherweight.graph.program import Input, Program, ProgramModule, Ref
+from featherweight.graph.shapes import infer_shapes
+from featherweight.graph.sizes import Resize
 
 __all__ = ["Plan", "PlannedGroup"]
 
 _log = logging.getLogger(__name__)
 _AGREEMENT = 1e-3
-"""Largest relative difference between the user's own class and its captured twin after surgery, in the network's own precision."""
+"""Largest relative difference between the user's own class and its captured twin after surgery, in the network's precision."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ class Plan:
     def mask(self, model: nn.Module) -> nn.Module:
         """A copy of the same shapes in which the removed slices are zero; its constraints are folded.
 
+        Where an operation has no finite value at zero (0/0, log) a removed channel gives NaN; `apply` does not compute it.
+
         Raises:
             RequestError: the plan does not fit the network.
         """
         masked = fold(model)
         for (name, axis), indices in self.removed.items():
-            _tensor(masked, name, axis, indices).data.index_fill_(axis, torch.tensor(indices), 0)
+            values = _tensor(masked, name, axis, indices).data
+            values.index_fill_(axis, torch.tensor(indices, device=values.device), 0)
         return masked
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -73,7 +78,8 @@ class Plan:
         otherwise a `ProgramModule` does, and the log says so.
 
         Raises:
-            RequestError: the plan does not fit the network, or would empty an axis.
+            RequestError: the plan does not fit the network, removes what must stay, or would empty an axis.
+            UnsupportedOpError: an operation does not run with the new sizes (named with file:line).
         """
         if not self.removed:
             return duplicate(model)
@@ -84,16 +90,12 @@ class Plan:
         goes = _labels_removed(self, coupling, folded)
         smaller = _resize_program(program, tensors, coupling, goes)
         kept = {key: _complement(tensors[key[0]].shape[key[1]], indices) for key, indices in self.removed.items()}
-        twin = ProgramModule(smaller, {name: _take(tensor, name, kept).clone() for name, tensor in tensors.items()})
+        taken = {name: _take(tensor, name, kept).clone() for name, tensor in tensors.items()}
+        infer_shapes(smaller, taken)
+        twin = twin_of(folded, smaller, taken)
         result = twin if isinstance(model, ProgramModule) else _own_class(folded, twin, kept)
-        for name, chain in constrained(model).items():
-            for constraint in chain:
-                constraint = copy.deepcopy(constraint)
-                for axis in range(8):
-                    if (name, axis) in kept:
-                        constraint.take(axis, kept[name, axis])
-                constrain(result, name, constraint)
-        return result.train(model.training)
+        _constrain_like(result, model, kept)
+        return result
 
     def to_json(self) -> str:
         """The plan as JSON, keys sorted."""
@@ -121,9 +123,9 @@ class Plan:
             raw = json.loads(text)
             return Plan(
                 {(name, int(axis)): tuple(map(int, i)) for name, axes in raw["removed"].items() for axis, i in axes.items()},
-                tuple(PlannedGroup(name, tuple(tensors), int(kept), int(total)) for name, tensors, kept, total in raw["groups"]),
+                tuple(PlannedGroup(name, tuple(names), int(kept), int(total)) for name, names, kept, total in raw["groups"]),
                 dict(raw["locked"]),
-                tuple(Input(name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in raw["inputs"]),
+                tuple(Input(name, tuple(shape), _dtype(dtype)) for name, shape, dtype in raw["inputs"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"this is not a plan that featherweight wrote: {error!r}") from error
@@ -134,8 +136,15 @@ class Plan:
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """Reads a plan that `save` wrote."""
-        return Plan.from_json(Path(path).read_text())
+        """Reads a plan that `save` wrote.
+
+        Raises:
+            RequestError: the file cannot be read, or is no plan.
+        """
+        try:
+            return Plan.from_json(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"a plan must be a readable JSON file, got {str(path)!r}: {error}") from error
 
     def __str__(self) -> str:
         lines = [f"{g.name:<32} {g.kept:>6} of {g.total:<6} {', '.join(g.tensors[1:])}".rstrip() for g in self.groups]
@@ -143,29 +152,43 @@ class Plan:
         return "\n".join(lines)
 
 
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return dtype
+
+
 def _labels_removed(plan: Plan, coupling: Coupling, model: nn.Module) -> torch.Tensor:
-    """Which labels go, as bool over all labels; checks that the plan removes whole channels of this network, and not all of any axis."""
+    """Which labels go, as bool over all labels; checks that these are whole channels that may go, and not all of any axis."""
     goes = torch.zeros(coupling.label_count, dtype=torch.bool)
-    for (name, axis), indices in plan.removed.items():
-        _tensor(model, name, axis, indices)
-        if (name, axis) in coupling.axes:
-            goes[coupling.axes[name, axis][list(indices)]] = True
+    may_go: dict[Axis, set[int]] = {}
+    for group in coupling.groups:
+        for key, indices in group.members.items():
+            may_go.setdefault(key, set()).update(indices.flatten().tolist())
+    for (name, axis), planned in plan.removed.items():
+        _tensor(model, name, axis, planned)
+        stuck = sorted(set(planned) - may_go.get((name, axis), set()))
+        if stuck:
+            reason = coupling.locked.get((name, axis), "it belongs to no channel that may go")
+            raise RequestError(
+                f"a plan must leave what is locked: index {stuck[0]} of axis {axis} of {name!r} stays, for {reason}"
+            )
+        goes[coupling.axes[name, axis][list(planned)]] = True
     for (name, axis), labels in coupling.axes.items():
-        expected = goes[labels.clamp(min=0)].nonzero().flatten().tolist()
-        planned = list(plan.removed.get((name, axis), ()))
+        expected = tuple(goes[labels.clamp(min=0)].nonzero().flatten().tolist())
+        planned = plan.removed.get((name, axis), ())
         if expected != planned:
             raise RequestError(
-                f"a plan must remove whole channels: axis {axis} of {name!r} would lose {planned[:8]}, but what is coupled to it "
-                f"loses {expected[:8]}; make the plan from this network"
+                f"a plan must remove whole channels: axis {axis} of {name!r} would lose {list(planned[:8])}, but what is "
+                f"coupled to it loses {list(expected[:8])}; make the plan from this network"
             )
         if len(planned) == len(labels):
             raise RequestError(f"a plan must leave at least one channel: axis {axis} of {name!r} would lose all {len(labels)}")
     return goes
 
 
-def _resize_program(
-    program: Program, tensors: Mapping[str, torch.Tensor], coupling: Coupling, goes: torch.Tensor
-) -> Program:
+def _resize_program(program: Program, tensors: Mapping[str, torch.Tensor], coupling: Coupling, goes: torch.Tensor) -> Program:
     """The program with every literal size that follows from the channels kept rewritten."""
     first = len(program.inputs)
 
@@ -188,8 +211,8 @@ def _resize_program(
         resize = row_of(node.op).resize
         out = coupling.values[first + len(program.tensors) + position]
         if resize is not None and out is not None:
-            node = resize(Resize(node, node.args, [kept_by(a) for a in node.args], kept(out)))
-        nodes.append(Node(node.op, node.args, node.kwargs, node.origin))
+            node = resize(Resize(node, [kept_by(a) for a in node.args], kept(out)))
+        nodes.append(node)
     return Program(program.inputs, program.tensors, tuple(nodes), program.output)
 
 
@@ -200,17 +223,41 @@ def _own_class(folded: nn.Module, twin: ProgramModule, kept: Mapping[Axis, torch
         tensor = _tensor(own, name)
         tensor.data = _take(tensor.data, name, kept).clone()
     _refresh_sizes(own, twin.program)
-    inputs = twin.program.example(batch=3, seed=1)
+    device = next((t.device for t in twin.state_dict().values()), None)
+    inputs = tuple(x.to(device) for x in twin.program.example(batch=3, seed=1))
+    check = duplicate(twin).eval()
     with torch.no_grad():
+        expected = check(*inputs)
         try:
-            difference = _difference(own.eval()(*inputs), twin.eval()(*inputs))
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            difference = _difference(duplicate(own).eval()(*inputs), expected)
+        except Exception as error:  # it is the user's code, which may raise anything
             _log.warning("%s hard-wires a size (%s); a captured program comes back instead", type(folded).__name__, error)
             return twin
     if not difference <= _AGREEMENT:
-        _log.warning("%s disagrees with its captured program after surgery (by %.2g); the program comes back", type(folded).__name__, difference)
+        message = "%s disagrees with its captured program after surgery (by %.2g); the program comes back"
+        _log.warning(message, type(folded).__name__, difference)
         return twin
     return own
+
+
+def _constrain_like(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, torch.Tensor]) -> None:
+    """Puts the model's constraints, sliced, on the smaller network, in place."""
+    parameters = dict(smaller.named_parameters(remove_duplicate=False))
+    for name, chain in constrained(model).items():
+        if name not in parameters:
+            continue  # a captured program holds only what it reads
+        if not all(isinstance(constraint, Constraint) for constraint in chain):
+            _log.warning("%s has a parametrization that cannot be sliced; its values stay, the parametrization goes", name)
+            continue
+        owner, _, leaf = name.rpartition(".")
+        original = model.get_submodule(owner).parametrizations[leaf].original  # type: ignore[index,union-attr]
+        # The first constraint is put on what it gave itself, not on what those after it made of that.
+        parameters[name].data = _take(chain[0](original).detach(), name, kept).clone()
+        for constraint in map(copy.deepcopy, chain):
+            for (tensor_name, axis), indices in kept.items():
+                if tensor_name == name:
+                    constraint.take(axis, indices)
+            constrain(smaller, name, constraint)
 
 
 def _refresh_sizes(model: nn.Module, program: Program) -> None:
@@ -232,9 +279,17 @@ def _refresh_sizes(model: nn.Module, program: Program) -> None:
 
 
 def _difference(a: Any, b: Any) -> float:
-    """The largest difference between two outputs of any structure, relative to the largest number in them."""
-    pairs = list(zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True))
-    return max((float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in pairs if x.numel()), default=0.0)
+    """The largest difference between two outputs of any structure, relative to the largest number in them; NaN if one is."""
+    worst = [torch.tensor(0.0)]
+    for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):
+        if not isinstance(x, torch.Tensor):
+            worst.append(torch.tensor(0.0 if x == y else torch.inf))
+        elif x.shape != y.shape:
+            return torch.inf
+        elif x.numel():
+            x, y = x.double().cpu(), y.double().cpu()
+            worst.append((x - y).abs().max() / y.abs().max().clamp(min=1e-12))
+    return float(torch.stack([w.double() for w in worst]).max())
 
 
 def _tensor(model: nn.Module, name: str, axis: int = 0, indices: tuple[int, ...] = ()) -> torch.Tensor:
@@ -243,8 +298,8 @@ def _tensor(model: nn.Module, name: str, axis: int = 0, indices: tuple[int, ...]
         tensor = getattr(model.get_submodule(owner), leaf)
     except AttributeError:
         raise RequestError(f"a plan must name tensors of the network, got {name!r}, which it lacks") from None
-    if axis >= tensor.dim() or (indices and not 0 <= min(indices) <= max(indices) < tensor.shape[axis]):
-        raise RequestError(f"a plan's indices must lie within the tensor, but axis {axis} of {name!r} has shape {tuple(tensor.shape)}")
+    if not 0 <= axis < tensor.dim() or (indices and not 0 <= min(indices) <= max(indices) < tensor.shape[axis]):
+        raise RequestError(f"a plan must name indices of the network's tensors, but {name!r} has shape {tuple(tensor.shape)}")
     return tensor  # type: ignore[no-any-return]
 
 
@@ -257,5 +312,5 @@ def _complement(size: int, indices: tuple[int, ...]) -> torch.Tensor:
 def _take(tensor: torch.Tensor, name: str, kept: Mapping[Axis, torch.Tensor]) -> torch.Tensor:
     for axis in range(tensor.dim()):
         if (name, axis) in kept:
-            tensor = tensor.index_select(axis, kept[name, axis])
+            tensor = tensor.index_select(axis, kept[name, axis].to(tensor.device))
     return tensor

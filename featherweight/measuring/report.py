@@ -13,9 +13,9 @@ from featherweight.errors import RequestError
 from featherweight.graph.capture import Example, tensors_of, to_module
 from featherweight.graph.cost import count_macs
 from featherweight.graph.program import ProgramModule
-from featherweight.measuring.latency import measure_latency
+from featherweight.measuring.latency import Latency, measure_latency
 from featherweight.measuring.size import count_nonzero, count_parameters, packed_bytes
-from featherweight.packaging import load, save
+from featherweight.packaging import load
 from featherweight.training.data import Loader
 from featherweight.training.loop import evaluate
 from featherweight.training.progress import Progress, silent
@@ -66,7 +66,7 @@ def measure(
     *,
     data: Loader | None = None,
     threads: int = 1,
-    path: str | Path | None = None,
+    latency: Latency | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Measures a network: accuracy, bytes on disk, parameters, multiply-accumulates, and latency at batch size 1.
@@ -76,7 +76,7 @@ def measure(
         example: a batch of inputs; may be left out for a `.fw` file or a `ProgramModule`, which know their inputs.
         data: batches of test samples; without them the accuracy stays None.
         threads: of the latency runs, at least 1.
-        path: where the packed file is written and kept. By default it is removed once its size is known.
+        latency: measured already, in turns with other networks; by default it is measured here.
         progress: told about each part as it is done.
 
     Returns:
@@ -88,18 +88,15 @@ def measure(
         CaptureError, FeatherweightError: the network cannot be captured or exported.
     """
     file = Path(model) if isinstance(model, str | Path) else None
-    if file is not None and path is not None:
-        raise RequestError(
-            f"path= says where to pack a module, but this network is packed already, in {str(file)!r}: leave it out"
-        )
     source = model if isinstance(model, nn.Module) else load(model)
     example = _example(source, example)
     net = to_module(source, example)
-    size_bytes = _pack(net, example, path) if file is None else file.stat().st_size
+    size_bytes = packed_bytes(net, example) if file is None else file.stat().st_size
     accuracy = None if data is None else evaluate(source, data, progress=progress)
-    progress("latency", 0, 1)
-    latency = measure_latency(net, example, threads=threads)
-    progress("latency", 1, 1)
+    if latency is None:
+        progress("latency", 0, 1)
+        latency = measure_latency(net, example, threads=threads)
+        progress("latency", 1, 1)
     return Report(
         accuracy=accuracy,
         size_bytes=size_bytes,
@@ -122,11 +119,3 @@ def _example(model: nn.Module, example: Example | None) -> Example:
     raise RequestError(
         f"measuring a {type(model).__name__} needs an example input: pass example=, a batch of at least 1 sample"
     )
-
-
-def _pack(net: ProgramModule, example: Example, path: str | Path | None) -> int:
-    """The size of the network's `.fw` file, which stays if it was given a path."""
-    if path is None:
-        return packed_bytes(net, example)
-    save(net, path, example=example)
-    return Path(path).stat().st_size

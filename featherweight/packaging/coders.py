@@ -37,8 +37,8 @@ class Layout:
 class Coder:
     """One way of coding.
 
-    `size` gives the bytes a tensor would take, exact but for the padding of streams, or None if the coder does not apply; `encode`
-    gives the payload where `size` is not None; `decode` gives back the bits, shape [count], or raises `FormatError`.
+    `size` gives the bytes a tensor would take, exact but for the padding of streams, or None if the coder does not apply;
+    `encode` gives the payload where `size` is not None; `decode` gives back the bits, shape [count], or raises `FormatError`.
     """
 
     number: int
@@ -49,6 +49,12 @@ class Coder:
 
 def choose(survey: Survey) -> str:
     """The name of the coder that takes the fewest bytes, the first in `CODERS` on a tie.
+
+    Args:
+        survey: of the tensor.
+
+    Returns:
+        The coder's name.
 
     Example:
         >>> choose(Survey(np.array([7, 7, 7, 7], np.uint32)))
@@ -65,7 +71,7 @@ def _raw_size(survey: Survey) -> int:
 
 
 def _raw_encode(survey: Survey) -> list[bytes | memoryview]:
-    return [memoryview(survey.bits).cast("B")] if len(survey.bits) else []
+    return [survey.bits.data.cast("B")] if len(survey.bits) else []
 
 
 def _raw_decode(cursor: Cursor, layout: Layout) -> Bits:
@@ -120,15 +126,21 @@ def _huffman_decode(cursor: Cursor, layout: Layout) -> Bits:
 
 def _encode_coded(survey: Survey, values: Bits, counts: Counts) -> list[bytes | memoryview]:
     """Palette and Huffman codes, given how often each value occurs."""
-    lengths = np.array(code_lengths(counts.tolist()))
-    order = np.argsort(lengths, kind="stable")
-    return [_palette_head(values[order]), encode_symbols(_indices(survey, values[order]), lengths[order].tolist())]
+    lengths, order = _sorted_lengths(counts)
+    return [_palette_head(values[order]), encode_symbols(_indices(survey, values[order]), lengths)]
 
 
 def _coded_size(values: Bits, counts: Counts) -> int:
     """The bytes of a palette and Huffman codes, given how often each value occurs."""
+    lengths, order = _sorted_lengths(counts)
+    return 1 + values.nbytes + symbols_size(counts[order], lengths)
+
+
+def _sorted_lengths(counts: Counts) -> tuple[list[int], npt.NDArray[np.intp]]:
+    """The code lengths, ascending, and the values they belong to: in this order they take the fewest bytes themselves."""
     lengths = np.array(code_lengths(counts.tolist()))
-    return 1 + values.nbytes + symbols_size(counts[np.argsort(lengths, kind="stable")])
+    order = np.argsort(lengths, kind="stable")
+    return lengths[order].tolist(), order
 
 
 # exponent: Huffman codes for the exponents of floating-point numbers, the other bits as they are
@@ -155,7 +167,7 @@ def _exponent_encode(survey: Survey) -> list[bytes | memoryview]:
         rotated = chunk << chunk.dtype.type(1) | chunk >> chunk.dtype.type(8 * itemsize - 1)
         low[part] = rotated.view(np.uint8).reshape(-1, itemsize)[:, :-1]
     present = np.flatnonzero(survey.exponents)
-    return [*_encode_coded(Survey(top), present.astype(np.uint8), survey.exponents[present]), memoryview(low.reshape(-1))]
+    return [*_encode_coded(Survey(top), present.astype(np.uint8), survey.exponents[present]), low.reshape(-1).data]
 
 
 def _exponent_decode(cursor: Cursor, layout: Layout) -> Bits:

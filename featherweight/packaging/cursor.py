@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from featherweight.errors import FormatError, RequestError
 
 __all__ = ["Cursor", "signed", "string", "utf8", "varint"]
+
+Item = TypeVar("Item")
 
 
 class Cursor:
@@ -60,8 +65,14 @@ class Cursor:
         """A varint that counts items of at least `smallest` bytes each, all still to come."""
         number = self.varint()
         if number * smallest > self.left:
-            raise FormatError(f"{self.what} announces {number} items at byte {self._at}, more than its last {self.left} bytes can hold")
+            raise FormatError(f"{self.what} is damaged: its last {self.left} bytes cannot hold {number} items")
         return number
+
+    def entry(self, table: Sequence[Item], index: int) -> Item:
+        """An entry of a table, by a number that was just read."""
+        if index >= len(table):
+            raise FormatError(f"{self.what} is damaged at byte {self._at}: entry {index} of a table of {len(table)}")
+        return table[index]
 
     def signed(self) -> int:
         """A signed number within int64."""
@@ -88,6 +99,12 @@ class Cursor:
 def varint(number: int) -> bytes:
     """An unsigned number below 2^64 in 7-bit groups, lowest first (SPEC.md §1).
 
+    Args:
+        number: from 0 to 2^64 - 1.
+
+    Returns:
+        1 to 10 bytes.
+
     Example:
         >>> varint(300).hex()
         'ac02'
@@ -101,18 +118,38 @@ def varint(number: int) -> bytes:
 
 
 def signed(number: int) -> bytes:
-    """A signed number as a varint, small magnitudes first: 0, -1, 1, -2, … (SPEC.md §1)."""
+    """A signed number as a varint, small magnitudes first: 0, -1, 1, -2, … (SPEC.md §1).
+
+    Args:
+        number: within int64.
+
+    Returns:
+        1 to 10 bytes.
+    """
     return varint(number << 1 if number >= 0 else ~number << 1 | 1)
 
 
 def string(text: str) -> bytes:
-    """A length and UTF-8 text (SPEC.md §1)."""
+    """A length and UTF-8 text (SPEC.md §1).
+
+    Args:
+        text: any valid Unicode.
+
+    Returns:
+        The bytes.
+    """
     raw = utf8(text)
     return varint(len(raw)) + raw
 
 
 def utf8(text: str) -> bytes:
     """The text's bytes.
+
+    Args:
+        text: any valid Unicode.
+
+    Returns:
+        The bytes, without their length.
 
     Raises:
         RequestError: it holds a lone surrogate, which UTF-8 cannot express.

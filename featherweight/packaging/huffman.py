@@ -53,9 +53,16 @@ def code_lengths(counts: Sequence[int], longest: int = LONGEST) -> list[int]:
     return lengths
 
 
-def symbols_size(counts: Counts) -> int:
-    """The bytes `encode_symbols` takes for symbols that occur `counts` times (see `streams_size` for how exact)."""
-    lengths = code_lengths(counts.tolist())
+def symbols_size(counts: Counts, lengths: Sequence[int]) -> int:
+    """The bytes `encode_symbols` takes for symbols that occur `counts` times (see `streams_size` for how exact).
+
+    Args:
+        counts: how often each symbol occurs, shape [alphabet].
+        lengths: of each symbol's code, as `code_lengths` gives them.
+
+    Returns:
+        A number of bytes.
+    """
     bits = sum(length * count for length, count in zip(lengths, counts.tolist(), strict=True) if count)
     return len(_encode_lengths(lengths)) + (streams_size(int(counts.sum()), bits) if bits else 0)
 
@@ -66,6 +73,9 @@ def encode_symbols(symbols: Symbols, lengths: Sequence[int]) -> bytes:
     Args:
         symbols: shape [n], n ≥ 1.
         lengths: of each symbol's code, as `code_lengths` gives them.
+
+    Returns:
+        The bytes.
     """
     head = _encode_lengths(lengths)
     if 0 in lengths:
@@ -78,6 +88,14 @@ def encode_symbols(symbols: Symbols, lengths: Sequence[int]) -> bytes:
 
 def decode_symbols(cursor: Cursor, count: int, alphabet: int) -> Symbols:
     """The inverse of `encode_symbols`: `count` ≥ 1 symbols below `alphabet`.
+
+    Args:
+        cursor: where the code lengths start.
+        count: the number of symbols, at least 1.
+        alphabet: its size, at most 256.
+
+    Returns:
+        The symbols, shape [count].
 
     Raises:
         FormatError: the code is not complete, or the symbols do not take exactly the bytes they should.
@@ -131,7 +149,7 @@ def _decode_lengths(cursor: Cursor, alphabet: int) -> list[int]:
                 lengths.append(length)
                 ones = 0
             byte >>= 1
-    present = [length for length in lengths if length != ABSENT]
-    if byte.bit_count() > 1 or not all(0 <= n <= ABSENT for n in lengths) or sum(1 << LONGEST - n for n in present) != 1 << LONGEST:
+    in_range = byte.bit_count() == 1 and all(0 <= length <= ABSENT for length in lengths)
+    if not in_range or sum(1 << LONGEST - length for length in lengths if length != ABSENT) != 1 << LONGEST:
         raise FormatError(f"{cursor.what} is damaged: its code lengths do not form a complete code")
     return lengths

@@ -86,6 +86,9 @@ def load_tensors(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         path: a file that `save_tensors` or `save` wrote.
         max_bytes: as for `load`.
 
+    Returns:
+        The tensors, in the file's order.
+
     Raises:
         FormatError: as for `load`.
         RequestError: the file cannot be opened.
@@ -106,6 +109,9 @@ def inspect(path: str | os.PathLike[str]) -> Contents:
 
     Args:
         path: a file that `save` or `save_tensors` wrote.
+
+    Returns:
+        The bytes of each part; they add up to the file's size.
 
     Raises:
         FormatError: the file is damaged as far as one can tell without decoding tensors.
@@ -179,10 +185,10 @@ def _read_manifest(source: _Source) -> tuple[Manifest, int]:
         raise FormatError("this is not a .fw file: it does not start with its four magic bytes")
     version = source.take(1)[0]
     if version != VERSION:
-        raise FormatError(f"this version of featherweight reads .fw files of version {VERSION}, got {version}; upgrade featherweight")
+        raise FormatError(f"this featherweight reads .fw files of version {VERSION}, got version {version}; upgrade it")
     size = source.varint()
     if size > LONGEST_MANIFEST:
-        raise FormatError(f"the manifest is damaged: it says that it takes {size} bytes, at most {LONGEST_MANIFEST} are allowed")
+        raise FormatError(f"the manifest is damaged: it may take {LONGEST_MANIFEST} bytes, and says {size}")
     header_bytes = source.at
     bits = decode_frame(source.frame("the manifest"), Layout(np.dtype(np.uint8), size), "the manifest")
     manifest = decode_manifest(bits.tobytes())
@@ -198,8 +204,8 @@ def _read_all(path: str | os.PathLike[str], max_bytes: int | None) -> tuple[Mani
         limit = FREE_BYTES + MOST_EXPANSION * source.size if max_bytes is None else max_bytes
         if manifest.size_bytes > limit:
             raise FormatError(
-                f"a file may expand to {limit} bytes, {os.fspath(path)!r} of {source.size} bytes says that it takes {manifest.size_bytes}; "
-                "if you trust it, pass max_bytes="
+                f"a file of {source.size} bytes may expand to {limit}, {os.fspath(path)!r} says {manifest.size_bytes}; "
+                "pass max_bytes= if you trust it"
             )
         tensors = dict(_read_tensors(source, manifest))
         source.end()

@@ -28,6 +28,13 @@ _MOST_SYMBOLS = 256
 def bucket(runs: Runs, mantissa: int) -> tuple[Runs, Runs]:
     """The bucket of each run and the number of plain bits that tell where in the bucket it is; shapes as `runs`.
 
+    Args:
+        runs: each from 0 to 2^48.
+        mantissa: bits, 0 to 4.
+
+    Returns:
+        The buckets and the numbers of plain bits, both shaped as `runs`.
+
     Example:
         >>> [part.tolist() for part in bucket(np.array([0, 1, 2, 5, 21]), 1)]
         [[0, 1, 2, 4, 8], [0, 0, 0, 1, 3]]
@@ -48,6 +55,9 @@ def best_mantissa(finest: Counts) -> tuple[int, int]:
 
     Args:
         finest: how often each bucket with `MOST_MANTISSA` mantissa bits occurs.
+
+    Returns:
+        A number of bytes, without the one that tells the alphabet, and a number of bits.
     """
     used = np.flatnonzero(finest)
     starts, _ = _starts(len(finest), MOST_MANTISSA)
@@ -57,7 +67,7 @@ def best_mantissa(finest: Counts) -> tuple[int, int]:
         if symbols[-1] < _MOST_SYMBOLS:
             counts = np.bincount(symbols, finest[used]).astype(np.int64)
             plain_bits = int((widths * finest[used]).sum())
-            choices.append((symbols_size(counts) + (plain_bits + 7) // 8, mantissa))
+            choices.append((symbols_size(counts, code_lengths(counts.tolist())) + (plain_bits + 7) // 8, mantissa))
     return min(choices)
 
 
@@ -68,6 +78,9 @@ def encode_runs(runs: Iterable[Runs], count: int, mantissa: int) -> bytes:
         runs: the runs; read once.
         count: how many there are.
         mantissa: bits, as `best_mantissa` gives them.
+
+    Returns:
+        The bytes.
     """
     symbols = np.empty(count, np.uint8)
     widths = np.empty(count, np.uint8)
@@ -86,6 +99,15 @@ def encode_runs(runs: Iterable[Runs], count: int, mantissa: int) -> bytes:
 def decode_runs(cursor: Cursor, count: int, mantissa: int, longest: int) -> npt.NDArray[np.unsignedinteger]:
     """The `count` ≥ 1 runs that `encode_runs` wrote, as the smallest unsigned type that holds them.
 
+    Args:
+        cursor: where the runs start.
+        count: how many there are.
+        mantissa: bits, 0 to 4.
+        longest: no run is longer.
+
+    Returns:
+        The runs, shape [count].
+
     Raises:
         FormatError: a run may exceed `longest` by far, or the codes are damaged.
     """
@@ -95,6 +117,6 @@ def decode_runs(cursor: Cursor, count: int, mantissa: int, longest: int) -> npt.
     last = int(symbols.max())
     if last >= 62 << mantissa or int(starts[last]) > longest:
         raise FormatError(f"{cursor.what} is damaged: a run of zeros is longer than the tensor")
-    runs = starts[: last + 1].astype(np.min_scalar_type(2 * longest + 1))[symbols]
+    runs = starts[: last + 1].astype(np.min_scalar_type(int(starts[last]) + (1 << int(widths[last])) - 1))[symbols]
     unpack_fields(cursor, widths[symbols], runs)
     return runs

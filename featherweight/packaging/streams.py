@@ -25,12 +25,27 @@ _ROWS_PER_WINDOW = 4
 
 
 def stream_count(count: int) -> int:
-    """The number of streams for `count` symbols: 1 for fewer than 2048, then one for every 1024 to 2048 symbols, up to 16 384."""
+    """The number of streams for `count` symbols: 1 below 2048, then one for every 1024 to 2048 symbols, up to 16 384.
+
+    Args:
+        count: at least 1.
+
+    Returns:
+        A power of two.
+    """
     return 1 if count < 2048 else min(1 << ((count >> 10).bit_length() - 1), _MOST_STREAMS)
 
 
 def streams_size(count: int, bits: int) -> int:
-    """The bytes that streams of `bits` bits in all take: exact for one stream, else without padding and uneven lengths."""
+    """The bytes that streams of `bits` bits in all take: exact for one stream, else without padding and uneven lengths.
+
+    Args:
+        count: the number of symbols.
+        bits: of all their codes together.
+
+    Returns:
+        A number of bytes, the streams' lengths included.
+    """
     streams = stream_count(count)
     size = (bits + 7) // 8
     return size + len(varint(size)) if streams == 1 else size + len(varint(size // streams)) + 1 + streams
@@ -42,6 +57,9 @@ def encode_streams(symbols: Symbols, codes: Table) -> bytes:
     Args:
         symbols: shape [n], n ≥ 1.
         codes: for each symbol `code · 16 + length`, shape [alphabet], the code's first bit lowest; lengths 1 … 12.
+
+    Returns:
+        The bytes.
     """
     streams = stream_count(len(symbols))
     rows = -(-len(symbols) // streams)
@@ -79,6 +97,9 @@ def decode_streams(cursor: Cursor, count: int, table: Table, longest: int) -> Sy
         count: the number of symbols, at least 1.
         table: for every `longest` bits `symbol · 16 + length` of the code they start with, shape [2^longest].
         longest: the longest code's bits, 1 … 12.
+
+    Returns:
+        The symbols, shape [count].
 
     Raises:
         FormatError: a stream's symbols do not take exactly its bytes.

@@ -157,5 +157,12 @@ class Survey:
 
 
 def exponents_of(bits: Bits) -> npt.NDArray[np.uint8]:
-    """The most significant byte of each element, after a rotation to the left by one bit: a float32's exponent."""
+    """The most significant byte of each element, after a rotation to the left by one bit: a float32's exponent.
+
+    Args:
+        bits: elements of 2 bytes or more, shape [n].
+
+    Returns:
+        The bytes, shape [n].
+    """
     return (bits >> bits.dtype.type(bits.dtype.itemsize * 8 - 9)).astype(np.uint8)

@@ -15,7 +15,18 @@ from featherweight.packaging.coders import CODERS, Layout, choose
 from featherweight.packaging.cursor import Cursor, varint
 from featherweight.packaging.survey import Bits, Survey
 
-__all__ = ["DTYPES", "Frame", "TensorLayout", "bits_of", "decode_frame", "tensor_of", "write_frame"]
+__all__ = [
+    "DTYPES",
+    "Frame",
+    "TensorLayout",
+    "bits_of",
+    "checksum_of",
+    "coder_name",
+    "decode_frame",
+    "layout_of",
+    "tensor_of",
+    "write_frame",
+]
 
 DTYPES: dict[torch.dtype, int] = {
     torch.float32: 0,
@@ -80,22 +91,50 @@ class Frame:
     checksum: int
 
 
-def bits_of(tensor: torch.Tensor, name: str) -> Bits:
-    """A tensor's elements as unsigned integers of the same bits, row by row, shape [n]; not copied where that is possible.
+def layout_of(tensor: torch.Tensor, name: str) -> TensorLayout:
+    """A tensor's dtype and shape.
+
+    Args:
+        tensor: on any device.
+        name: for the error message.
+
+    Returns:
+        The layout.
 
     Raises:
         RequestError: it is no ordinary dense tensor of a dtype in `DTYPES`.
     """
     if tensor.layout is not torch.strided or tensor.dtype not in DTYPES or tensor.is_meta:
-        kind = f"{tensor.layout} {tensor.dtype} on {tensor.device}"
+        kind = f"a {str(tensor.layout)[6:]} {str(tensor.dtype)[6:]} one on {tensor.device}"
         raise RequestError(f"a .fw file holds dense tensors of {len(DTYPES)} dtypes, got {kind} for {name!r}; convert it first")
+    return TensorLayout(tensor.dtype, tuple(tensor.shape))
+
+
+def bits_of(tensor: torch.Tensor) -> Bits:
+    """A tensor's elements as unsigned integers of the same bits, row by row, shape [n]; not copied where that is possible.
+
+    Args:
+        tensor: one that has a layout, see `layout_of`.
+
+    Returns:
+        The elements, little-endian.
+    """
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     bits: Bits = plain.view(_SIGNED[tensor.dtype.itemsize]).numpy().view(f"u{tensor.dtype.itemsize}")
     return bits.astype(bits.dtype.newbyteorder("<"), copy=False)
 
 
 def tensor_of(bits: Bits, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
-    """The inverse of `bits_of`; the tensor may share the bits' memory."""
+    """The inverse of `bits_of`; the tensor may share the bits' memory.
+
+    Args:
+        bits: shape [n].
+        dtype: of as many bytes as the bits' own.
+        shape: of n elements.
+
+    Returns:
+        The tensor, on the CPU.
+    """
     native = np.require(bits.astype(bits.dtype.newbyteorder("="), copy=False), requirements="W")
     signed = native if dtype.itemsize == 1 else native.view(f"i{dtype.itemsize}")
     return torch.from_numpy(signed).view(dtype).reshape(tuple(shape))
@@ -123,18 +162,32 @@ def write_frame(file: IO[bytes], bits: Bits, rows: int = 1) -> int:
 
 
 def checksum_of(bits: Bits) -> int:
-    """CRC-32 of the elements as little-endian bytes."""
+    """CRC-32 of the elements as little-endian bytes.
+
+    Args:
+        bits: shape [n].
+
+    Returns:
+        A number below 2^32.
+    """
     return zlib.crc32(cast(Any, bits).data if len(bits) else b"")
 
 
 def coder_name(number: int, what: str) -> str:
     """The coder of that number.
 
+    Args:
+        number: as a frame holds it.
+        what: the frame's name for the error message.
+
+    Returns:
+        A key of `CODERS`.
+
     Raises:
         FormatError: there is none.
     """
     if number not in _NAMES:
-        raise FormatError(f"{what} is coded by a coder of number {number}, this version knows 0 to {max(_NAMES)}; upgrade featherweight")
+        raise FormatError(f"{what} is coded by coder number {number}, this featherweight knows 0 to {max(_NAMES)}; upgrade it")
     return _NAMES[number]
 
 
@@ -145,6 +198,9 @@ def decode_frame(frame: Frame, layout: Layout, what: str) -> Bits:
         frame: as read.
         layout: what it should hold.
         what: its name for error messages.
+
+    Returns:
+        The elements, shape [layout.count].
 
     Raises:
         FormatError: the payload is damaged.

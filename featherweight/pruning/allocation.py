@@ -53,7 +53,7 @@ def allocate_globally(scores: Mapping[str, torch.Tensor], sparsity: float) -> di
 
 def _keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
     """True for all but the `removed` lowest scores; of equal scores the earlier goes first."""
-    keep = torch.ones(scores.numel(), dtype=torch.bool)
+    keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     if removed:
         flat = scores.reshape(-1)
         threshold = flat.kthvalue(removed).values

@@ -1,4 +1,7 @@
-"""How important a weight or a neuron is: the lower the score, the sooner it goes. To add a criterion, write a function and a row."""
+"""How important a weight or a neuron is: the lower the score, the sooner it goes.
+
+To add a criterion, write a function and a row.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,14 @@ def weight_random(weight: torch.Tensor, generator: torch.Generator) -> torch.Ten
         >>> weight_random(torch.zeros(2, 3), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3])
     """
-    return torch.rand(weight.shape, generator=generator)
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
 def neuron_magnitude(group: Group, tensors: Mapping[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
     """The root mean square of all weights of a channel, over every matrix or kernel it has a part in.
 
-    Group L2 norm as in DepGraph (Fang et al., CVPR 2023, eq. 4), but as a mean for each tensor, so that a producer of few weights
-    counts as much as a consumer of many.
+    Group L2 norm as in DepGraph (Fang et al., CVPR 2023, eq. 4), but as a mean for each tensor, so that a producer of few
+    weights counts as much as a consumer of many.
 
     Args:
         group: the coupled channels.

@@ -21,10 +21,18 @@ __all__ = ["make_plan", "plan_neurons", "prune_neurons"]
 
 
 def plan_neurons(
-    model: nn.Module, example: Example, *, sparsity: float, criterion: str = "magnitude", allocation: str = "global",
-    include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, round_to: int = 1, seed: int = 0,
+    model: nn.Module,
+    example: Example,
+    *,
+    sparsity: float,
+    criterion: str = "magnitude",
+    allocation: str = "global",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    round_to: int = 1,
+    seed: int = 0,
 ) -> Plan:
-    """Decides which neurons go: about round(sparsity · n) of the n that may, lowest scores first, at least one staying in each group.
+    """Decides which neurons go: round(sparsity · n) of the n that may, lowest scores first; fewer where a group keeps its last.
 
     With the global allocation, scores are divided by their group's mean first, so that layers of different scale compare.
 
@@ -43,7 +51,7 @@ def plan_neurons(
         The plan; `plan.apply(model)` makes the smaller network.
 
     Raises:
-        RequestError: an unknown name, a sparsity outside [0, 1), `round_to` below 1.
+        RequestError: an unknown name, a sparsity outside [0, 1), `round_to` below 1, patterns that leave nothing.
         UnsupportedOpError: nothing may shrink; the operations that stand in the way are named.
 
     Example:
@@ -62,11 +70,14 @@ def plan_neurons(
     tensors = tensors_of(folded, program)
     coupling = trace(program, tensors)
     groups = {str(i): g for i, g in enumerate(coupling.groups) if _is_wanted(g, include, exclude)}
+    if coupling.groups and not groups:
+        names = ", ".join(group.name for group in coupling.groups)
+        raise RequestError(f"include and exclude must leave a group of neurons, got {include} and {exclude} for {names}")
     if not groups:
         reasons = "; ".join(sorted({*coupling.locked.values()})[:5])
         raise UnsupportedOpError(f"no neuron of {type(model).__name__} may be removed: {reasons or 'it has no inner channels'}")
     generator = torch.Generator().manual_seed(seed)
-    scores = {key: score(group, tensors, generator) for key, group in groups.items()}
+    scores = {key: score(group, tensors, generator).cpu() for key, group in groups.items()}
     scores = {key: s / s.mean().clamp(min=1e-12) for key, s in scores.items()}
     stays = spread(scores, sparsity)
     removed = {key: _indices_removed(scores[key], stays[key], round_to) for key in groups}
@@ -74,8 +85,16 @@ def plan_neurons(
 
 
 def prune_neurons(
-    model: nn.Module, example: Example, *, sparsity: float, criterion: str = "magnitude", allocation: str = "global",
-    include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, round_to: int = 1, seed: int = 0,
+    model: nn.Module,
+    example: Example,
+    *,
+    sparsity: float,
+    criterion: str = "magnitude",
+    allocation: str = "global",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    round_to: int = 1,
+    seed: int = 0,
 ) -> nn.Module:
     """Removes neurons at once: `plan_neurons`, then `Plan.apply`. The arguments are those of `plan_neurons`.
 
@@ -94,7 +113,7 @@ def prune_neurons(
         The smaller network, constraints kept.
 
     Raises:
-        RequestError: an unknown name, a sparsity outside [0, 1), `round_to` below 1.
+        RequestError: an unknown name, a sparsity outside [0, 1), `round_to` below 1, patterns that leave nothing.
         UnsupportedOpError: nothing may shrink; the operations that stand in the way are named.
 
     Example:
@@ -147,9 +166,9 @@ def _is_wanted(group: Group, include: Sequence[str] | None, exclude: Sequence[st
 
 
 def _indices_removed(scores: torch.Tensor, stays: torch.Tensor, round_to: int) -> torch.Tensor:
-    """Which channels go, at least one and a multiple of `round_to` staying: the highest scores of those chosen to go come back."""
+    """Which channels go, at least one and a multiple of `round_to` staying: of those chosen to go the highest come back."""
     size = len(scores)
-    kept = min(max(-(-int(stays.sum()) // round_to) * round_to, 1), size)
+    kept = min(-(-max(int(stays.sum()), 1) // round_to) * round_to, size)
     gone = (~stays).nonzero().flatten()
     order = gone[scores[gone].argsort(stable=True)]
     return order[: size - kept].sort().values

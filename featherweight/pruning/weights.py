@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from featherweight.errors import RequestError, look_up
 from featherweight.graph.constraint import Constraint, constrain, constrained, constraints_of, duplicate
+from featherweight.graph.selection import select_weights
 from featherweight.pruning.allocation import ALLOCATIONS
 from featherweight.pruning.criteria import WEIGHT_CRITERIA
 from featherweight.pruning.schedule import SCHEDULES
 
-__all__ = ["GradualPruning", "Mask", "apply_masks", "plan_weights", "prune_weights", "select_weights"]
+__all__ = ["GradualPruning", "Mask", "apply_masks", "plan_weights", "prune_weights"]
 
 
 class Mask(Constraint):
@@ -32,7 +32,7 @@ class Mask(Constraint):
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         """The weight with zeros where the mask is False."""
-        return original * self.mask
+        return torch.where(self.mask, original, 0)  # a product would make -0 of a negative weight, and NaN of an infinite one
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight itself."""
@@ -40,54 +40,18 @@ class Mask(Constraint):
 
     def take(self, axis: int, indices: torch.Tensor) -> None:
         """Keeps only `indices` of the mask's `axis`."""
-        self.mask = self.mask.index_select(axis, indices)
-
-
-def select_weights(
-    model: nn.Module, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, min_dim: int = 2
-) -> dict[str, torch.Tensor]:
-    """The weights a method may change: trainable parameters of at least `min_dim` axes, constraints folded, by plain name.
-
-    Args:
-        model: any module.
-        include: shell-style patterns of names; only these, if given.
-        exclude: shell-style patterns of names; never these.
-        min_dim: 2 leaves out biases and the parameters of norms.
-
-    Returns:
-        Detached tensors by name, in the model's order.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-        >>> list(select_weights(net, exclude=["1.*"]))
-        ['0.weight']
-    """
-    found = {}
-    for name in _parameter_names(model):
-        owner, _, leaf = name.rpartition(".")
-        weight = getattr(model.get_submodule(owner), leaf).detach()
-        wanted = include is None or any(fnmatchcase(name, pattern) for pattern in include)
-        if wanted and not any(fnmatchcase(name, pattern) for pattern in exclude or ()) and weight.dim() >= min_dim:
-            found[name] = weight
-    return found
-
-
-def _parameter_names(model: nn.Module) -> list[str]:
-    """The plain names of trainable parameters: "conv.weight", also where a constraint hides it as an `original`."""
-    names = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
-            parts = name.split(".")
-            if "parametrizations" in parts:
-                at = parts.index("parametrizations")
-                parts = [*parts[:at], parts[at + 1]]
-            names.append(".".join(parts))
-    return list(dict.fromkeys(names))
+        self.mask = self.mask.index_select(axis, indices.to(self.mask.device))
 
 
 def plan_weights(
-    model: nn.Module, *, sparsity: float, criterion: str = "magnitude", allocation: str = "global",
-    include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, seed: int = 0,
+    model: nn.Module,
+    *,
+    sparsity: float,
+    criterion: str = "magnitude",
+    allocation: str = "global",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Chooses which weights stay: exactly round(sparsity · n) of the n selected weights go, lowest scores first.
 
@@ -157,8 +121,14 @@ def _set_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
 
 
 def prune_weights(
-    model: nn.Module, *, sparsity: float, criterion: str = "magnitude", allocation: str = "global",
-    include: Sequence[str] | None = None, exclude: Sequence[str] | None = None, seed: int = 0,
+    model: nn.Module,
+    *,
+    sparsity: float,
+    criterion: str = "magnitude",
+    allocation: str = "global",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """Removes weights at once: `plan_weights`, then `apply_masks`. The arguments are those of `plan_weights`.
 
@@ -197,11 +167,16 @@ class GradualPruning:
         schedule: a name in `SCHEDULES`.
         until: the share of the training in which the sparsity grows, in (0, 1]; the rest only tunes.
         updates: how many times the masks are chosen anew, at least 1.
+
+    Raises:
+        RequestError: an unknown name, or a number out of range.
     """
 
     def __init__(self, *, start: float, end: float, schedule: str = "cubic", until: float = 0.7, updates: int = 100) -> None:
         if not 0 <= start <= end < 1:
             raise RequestError(f"sparsity must grow within [0, 1), got {start} to {end}")
+        if not 0 < until <= 1 or updates < 1:
+            raise RequestError(f"until must be in (0, 1] and updates at least 1, got {until} and {updates}")
         self._start, self._end, self._until, self._updates = start, end, until, updates
         self._grow = look_up(SCHEDULES, schedule, "schedule")
 

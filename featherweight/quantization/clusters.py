@@ -10,7 +10,7 @@ from torch import nn
 
 from featherweight.errors import RequestError, look_up
 from featherweight.graph.constraint import Constraint, constrain, fold
-from featherweight.pruning.weights import select_weights
+from featherweight.graph.selection import select_weights
 
 __all__ = ["INITIALISATIONS", "Codebook", "cluster_weights", "init_density", "init_linear", "init_random", "kmeans"]
 
@@ -51,19 +51,20 @@ class Codebook(Constraint):
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         """The weight: each entry its centroid, or zero."""
         values = torch.cat([original.new_zeros(1), original])
-        weight: torch.Tensor = _Lookup.apply(values, self.index)
+        weight: torch.Tensor = _Lookup.apply(values, self.index)  # type: ignore[no-untyped-call]
         return weight
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """The centroids: for each the mean of the weights that share it, 0 if none does."""
         index = self.index.reshape(-1).long()
-        sums = torch.zeros(self.clusters + 1, dtype=torch.float64).index_add_(0, index, weight.detach().reshape(-1).double())
+        sums = torch.zeros(self.clusters + 1, dtype=torch.float64, device=index.device)
+        sums.index_add_(0, index, weight.detach().reshape(-1).double())
         counts = torch.bincount(index, minlength=self.clusters + 1).clamp(min=1)
         return (sums / counts)[1:].to(weight.dtype)
 
     def take(self, axis: int, indices: torch.Tensor) -> None:
         """Keeps only `indices` of the weight's `axis`."""
-        self.index = self.index.index_select(axis, indices)
+        self.index = self.index.index_select(axis, indices.to(self.index.device))
 
 
 def init_linear(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
@@ -82,7 +83,11 @@ def init_linear(values: torch.Tensor, clusters: int, generator: torch.Generator)
         [0.0, 1.0, 2.0, 3.0]
     """
     low, high = float(values[0]), float(values[-1])
-    return torch.linspace(low, high, clusters, dtype=values.dtype) if clusters > 1 else values.mean().reshape(1)
+    return (
+        torch.linspace(low, high, clusters, dtype=values.dtype, device=values.device)
+        if clusters > 1
+        else values.mean().reshape(1)
+    )
 
 
 def init_density(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
@@ -100,7 +105,7 @@ def init_density(values: torch.Tensor, clusters: int, generator: torch.Generator
         >>> init_density(torch.arange(8.0), 2, torch.Generator()).tolist()
         [2.0, 6.0]
     """
-    positions = (torch.arange(clusters, dtype=torch.float64) + 0.5) / clusters * len(values)
+    positions = (torch.arange(clusters, dtype=torch.float64, device=values.device) + 0.5) / clusters * len(values)
     return values[positions.long().clamp(max=len(values) - 1)]
 
 
@@ -119,7 +124,7 @@ def init_random(values: torch.Tensor, clusters: int, generator: torch.Generator)
         >>> init_random(torch.arange(8.0), 8, torch.Generator()).tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     """
-    drawn = torch.randperm(len(values), generator=generator)[:clusters]
+    drawn = torch.randperm(len(values), generator=generator)[:clusters].to(values.device)
     return values[drawn].sort().values
 
 
@@ -145,7 +150,7 @@ def kmeans(values: torch.Tensor, centroids: torch.Tensor, *, iterations: int = 5
         >>> kmeans(torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0.0, 1.0])).tolist()
         [0.5, 10.5]
     """
-    sums = torch.cat([torch.zeros(1, dtype=torch.float64), values.double().cumsum(0)])
+    sums = torch.nn.functional.pad(values.double().cumsum(0), (1, 0))
     current = centroids.double()
     for _ in range(iterations):
         bounds = _bounds(values, current)
@@ -160,19 +165,30 @@ def kmeans(values: torch.Tensor, centroids: torch.Tensor, *, iterations: int = 5
 
 def _bounds(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Where each centroid's interval of the sorted values begins, and the end: shape (clusters + 1,)."""
-    middles = ((centroids[1:] + centroids[:-1]) / 2).to(values.dtype)
-    inner = torch.searchsorted(values, middles)
-    return torch.cat([torch.zeros(1, dtype=torch.int64), inner, torch.tensor([len(values)])])
+    inner = torch.searchsorted(values, _middles(centroids).to(values.dtype), right=True)
+    return torch.cat([inner.new_zeros(1), inner, inner.new_tensor([len(values)])])
+
+
+def _middles(centroids: torch.Tensor) -> torch.Tensor:
+    """Where one cluster ends and the next begins; a value right there belongs to the lower one. Shape (clusters - 1,)."""
+    return (centroids[1:].double() + centroids[:-1].double()) / 2
 
 
 def cluster_weights(
-    model: nn.Module, *, clusters: int = 16, init: str = "linear", include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None, min_dim: int = 1, seed: int = 0,
+    model: nn.Module,
+    *,
+    clusters: int = 16,
+    init: str = "linear",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    min_dim: int = 1,
+    seed: int = 0,
 ) -> nn.Module:
-    """Makes each parameter take few shared values, trainable from then on as one vector of centroids (Deep Compression, section 3).
+    """Makes each parameter take few shared values, trained from then on as one vector of centroids.
 
-    Zeros are kept apart and stay zero. Tensors with no more distinct values than `clusters` keep their values exactly.
-    Deviation from the paper: biases and norms are clustered too (`min_dim=1`), for in a small file they count.
+    Deep Compression, section 3. Zeros are kept apart and stay zero. Tensors with no more distinct values than `clusters` keep
+    their values exactly. Deviation from the paper: biases and norms are clustered too (`min_dim=1`), for in a small file they
+    count.
 
     Args:
         model: any module; it is not changed. Its masks become the codebooks' zeros.
@@ -202,11 +218,13 @@ def cluster_weights(
     for name, weight in select_weights(clustered, include=include, exclude=exclude, min_dim=min_dim).items():
         values = weight[weight != 0].sort().values
         if not len(values):
-            constrain(clustered, name, Codebook(torch.zeros(weight.shape, dtype=torch.int64), 1))
+            constrain(clustered, name, Codebook(torch.zeros_like(weight, dtype=torch.int64), 1))
             continue
         distinct = values.unique()
-        few = len(distinct) <= clusters
-        centroids = distinct if few else kmeans(values, start(values, clusters, generator))
-        index = torch.bucketize(weight, ((centroids[1:] + centroids[:-1]) / 2).to(weight.dtype)) + 1
-        constrain(clustered, name, Codebook(index.masked_fill(weight == 0, 0), len(centroids)))
+        if len(distinct) <= clusters:
+            centroids, index = distinct, torch.searchsorted(distinct, weight)
+        else:
+            centroids = kmeans(values, start(values, clusters, generator))
+            index = torch.bucketize(weight.double(), _middles(centroids))
+        constrain(clustered, name, Codebook((index + 1).masked_fill(weight == 0, 0), len(centroids)))
     return clustered

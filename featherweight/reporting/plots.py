@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight.errors import RequestError
+from featherweight.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,11 +146,5 @@ def _draw(axes: Axes, points: Sequence[Point], title: str) -> None:
 
 def _write(figure: Figure, path: Path) -> None:
     """Writes without a date, so that the same points give the same bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RequestError(f"a plot must go to a path that can be written, got {str(path)!r}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from featherweight.errors import RequestError
@@ -15,6 +15,8 @@ _SIZE: dict[str, float] = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB"
 _COUNT: dict[str, float] = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 _TIME: dict[str, float] = {"": 1, "S": 1, "MS": 1e-3, "US": 1e-6}
 _POINTS: dict[str, float] = {"": 1, "PP": 1}
+
+_NUMBER_AND_UNIT = re.compile(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z]*)")
 
 # key as the user writes it: the field, and what its units are worth
 _KEYS: dict[str, tuple[str, dict[str, float]]] = {
@@ -49,14 +51,16 @@ class Budget:
     latency_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name, lowest in (("size_bytes", 1), ("macs", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise RequestError(f"{name} must be at least {lowest}, got {value}: no network is that light")
-        if self.latency_s is not None and not self.latency_s > 0:
-            raise RequestError(f"latency_s must be above 0, got {self.latency_s}: no network is that fast")
-        if self.accuracy_drop is not None and not 0 <= self.accuracy_drop < 100:
-            raise RequestError(f"accuracy_drop must be in [0, 100) percentage points, got {self.accuracy_drop}")
+        limits = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        for name, value in limits.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise RequestError(f"{name} must be a finite number, got {value!r}; Budget.parse reads text with units")
+            if name in ("size_bytes", "macs") and value < 1:
+                raise RequestError(f"{name} must be at least 1, got {value}: no network is that light")
+            if name == "latency_s" and value <= 0:
+                raise RequestError(f"latency_s must be above 0, got {value}: no network is that fast")
+            if name == "accuracy_drop" and not 0 <= value < 100:
+                raise RequestError(f"accuracy_drop must be in [0, 100) percentage points, got {value}")
 
     @staticmethod
     def parse(text: str) -> Budget:
@@ -73,13 +77,14 @@ class Budget:
             name, units = _KEYS[key]
             if name in limits:
                 raise RequestError(f"a budget may set each limit once, but {text!r} contradicts itself: {key} is set twice")
-            found = re.fullmatch(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z]*)", value)
-            if not found or found[1].count(".") > 1 or found[2].upper() not in units:
+            found = _NUMBER_AND_UNIT.fullmatch(value)
+            if not found or found[2].upper() not in units:
                 known = ", ".join(unit.lower() if units is _TIME else unit for unit in units if unit)
                 raise RequestError(f"{key} must be a number with a unit of {known} or none, got {value!r}")
             limits[name] = float(found[1]) * units[found[2].upper()]
-        whole: dict[str, Callable[[float], float]] = {"size_bytes": round, "macs": round}
-        return Budget(**{name: whole.get(name, float)(value) for name, value in limits.items()})  # type: ignore[arg-type]
+        for name in {"size_bytes", "macs"} & limits.keys():
+            limits[name] = round(limits[name]) if math.isfinite(limits[name]) else math.inf
+        return Budget(**limits)  # type: ignore[arg-type]
 
     @property
     def is_open(self) -> bool:

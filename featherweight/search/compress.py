@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError, TrainingError
+from featherweight.exporting.onnx import translate
+from featherweight.files import replacing
 from featherweight.graph.capture import tensors_of, to_module
 from featherweight.graph.constraint import duplicate, fold
 from featherweight.graph.cost import count_macs
@@ -22,14 +25,18 @@ from featherweight.packaging import save
 from featherweight.packaging.writer import pack
 from featherweight.search.budget import Budget
 from featherweight.search.journal import Journal, Network
-from featherweight.search.recipe import Attempt, Recipe
-from featherweight.training import Data, check_finite, check_fits, evaluate, fit
+from featherweight.search.recipe import Attempt, NothingToDo, Recipe, kind_of
+from featherweight.training import Data, Tuning, check_finite, check_fits, evaluate, fit
+from featherweight.training.loop import AfterStep
 from featherweight.training.progress import Progress, silent
 
 __all__ = ["Compressed", "compress"]
 
 DEFAULT_DROP = 0.5
-"""Percentage points of validation accuracy a step may cost when the budget does not say."""
+"""Percentage points of validation accuracy that may be lost when the budget does not say."""
+
+KEPT, NO_LIGHTER, TOO_INACCURATE, NOTHING_TO_DO = "kept", "undone, no lighter", "undone, too inaccurate", "nothing to do"
+"""What becomes of an attempt. The last two end their step; one that is merely no lighter may have lighter successors."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Compressed:
         before: the uncompressed network, measured.
         after: the compressed network, measured on its file.
         unmet: the limits of the budget it exceeds, one line each; empty when the budget is met.
-        steps: the attempts made, in order, as plain data: step, setting, accepted, and what was measured on validation data.
+        steps: the attempts made, in order, as plain data: step, setting, outcome, and what was measured on validation data.
         stopped: why the search ended early, or None.
     """
 
@@ -67,8 +74,9 @@ def compress(
     """Makes a trained classifier as light as the budget asks, or as light as its accuracy allows.
 
     Each step of the recipe proposes lighter networks, from gentle to harsh; each is tuned, judged on the validation data, and
-    accepted or undone. The search ends at the first network within the budget, or when no step can go on without losing more
-    accuracy than allowed (0.5 percentage points when the budget does not say). The test data are used once, at the end.
+    accepted if it is lighter and accurate enough, else undone. The search ends at the first network within the budget, which
+    may be the one given, or when no step can go on without losing more accuracy than allowed (0.5 percentage points when the
+    budget does not say). A step that finds nothing to remove is passed over. The test data are used at the end only.
 
     Args:
         model: a network of plain `nn.Module`s that `torch.export` captures, with outputs (B, classes); it is not changed.
@@ -98,108 +106,127 @@ def compress(
         True
     """
     budget, recipe = budget or Budget(), recipe or Recipe()
-    check_finite(model)
-    check_fits(data, model)
-    path = None if out is None else check_writable(out)
-    request = {"recipe": recipe.as_dict(), "budget": asdict(budget), "data": data.name, "model": type(model).__name__}
-    folder = None if path is None else path.with_name(path.name + ".checkpoint")
-    search = _Search(model, data, budget, Journal.open(folder, request, resume=resume), progress, tune, recipe.seed)
+    if out is None and resume:
+        raise RequestError("a run to resume lies beside its output, so resume=True needs out=")
+    path = None if out is None else _check_outputs(out)
+    example = data.example
+    request = {
+        "recipe": recipe.as_dict(),
+        "budget": asdict(budget),
+        "data": data.name,
+        "model": _check_network(model, data, example, recipe),
+    }
+    journal = Journal.open(None if path is None else checkpoint_path(path), request, resume=resume)
+    search = _Search(model, data, example, budget, journal, progress, tune, recipe.seed)
     started = time.monotonic()
-    trained = search.train(recipe)
-    found, stopped = search.run(recipe, trained)
+    trained, reference = search.train(recipe.training)
+    found, stopped = search.run(recipe, trained, reference)
     result = _finish(trained.model, found.model, search, path, stopped)
     if path is not None:
         _write_report(path, result, recipe, search, time.monotonic() - started)
-        search.journal.close()
+        journal.close()
     return result
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Search:
     """What the attempts of one search share."""
 
     start: nn.Module
     data: Data
+    example: torch.Tensor
     budget: Budget
     journal: Journal
     progress: Progress
     tune: Callable[..., None]
     seed: int
 
-    def train(self, recipe: Recipe) -> Network:
-        """The network to compress: the one given, trained first if the recipe says so."""
-        stored = self.journal.network("trained", self.start)
-        if stored is not None:
-            return stored
-        network = Network(duplicate(self.start))
-        if recipe.training is not None:
-            self._tune(network.model, Attempt({}, lambda c, b, e: (c, None), recipe.training), "train")
-        self.journal.record(None, {"trained": network})
-        return network
+    def train(self, training: Tuning | None) -> tuple[Network, float]:
+        """The network to compress (the one given, trained first if so asked) and its accuracy on the validation data."""
+        label = "evaluate" if training is None else "train"
+        network = self.journal.network("trained", self.start)
+        if network is None:
+            network = Network(duplicate(self.start))
+            if training is not None:
+                try:
+                    self._tune(network.model, training, None, label)
+                except TrainingError:
+                    self.journal.close()  # it would end the same way again
+                    raise
+            self.journal.record(None, {"trained": network})
+        accuracy = evaluate(network.model, self.data.validation)
+        self.progress(label, 1, 1, f"{100 * accuracy:.2f} % on validation")
+        return network, accuracy
 
-    def run(self, recipe: Recipe, trained: Network) -> tuple[Network, str | None]:
+    def run(self, recipe: Recipe, trained: Network, reference: float) -> tuple[Network, str | None]:
         """Goes through the steps; returns the last network accepted, and why it ended early if it did."""
-        reference = evaluate(trained.model, self.data.validation)
         current = self.journal.network("current", self.start) or trained
         base = self.journal.network("base", self.start) or trained
-        done = list(self.journal.entries)
-        if not any(entry["accepted"] and entry["within_budget"] for entry in done):
-            for number, step in enumerate(recipe.steps):
-                kind = recipe.as_dict()["step"][number]["kind"]
-                if not any(entry["step"] == number for entry in done):
-                    base = current
-                for position, attempt in enumerate(step.attempts(self.seed)):
-                    entry = next((e for e in done if e["step"] == number and e["attempt"] == position), None)
-                    if entry is None:
-                        try:
-                            entry, network = self._try(attempt, current, base, reference, f"{kind} {_short(attempt)}")
-                        except TrainingError as error:
-                            return current, str(error)
-                        entry |= {"step": number, "kind": kind, "attempt": position}
-                        current = network if entry["accepted"] else current
-                        self.journal.record(entry, {"base": base, "current": current})
-                    if not entry["accepted"]:
-                        break
-                    if entry["within_budget"]:
-                        return current, None
+        done = {(entry["step"], entry["attempt"]): entry for entry in self.journal.entries}
+        lightest = self._figures(trained.model)
+        if not done and self._within(lightest):
+            return trained, None
+        for number, step in enumerate(recipe.steps):
+            if (number, 0) not in done:
+                base = current
+            for position, attempt in enumerate(step.attempts(self.seed)):
+                entry = done.get((number, position))
+                if entry is None:
+                    place = {"step": number, "kind": kind_of(step), "attempt": position, "setting": dict(attempt.setting)}
+                    label = f"{kind_of(step)} {_short(attempt)}"
+                    try:
+                        outcome, network = self._try(attempt, current, base, label, _Bar(reference, lightest))
+                    except TrainingError as error:
+                        return current, str(error)
+                    entry = place | outcome
+                    current = network if entry["accepted"] else current
+                    self.journal.record(entry, {"base": base, "current": current})
+                if entry["within_budget"]:
+                    return current, None
+                if entry["accepted"]:
+                    lightest = entry
+                elif entry["outcome"] != NO_LIGHTER:
+                    break
         return current, None
 
-    def _try(
-        self, attempt: Attempt, current: Network, base: Network, reference: float, label: str
-    ) -> tuple[dict[str, Any], Network]:
+    def _try(self, attempt: Attempt, current: Network, base: Network, label: str, bar: _Bar) -> tuple[dict[str, Any], Network]:
         """Proposes, tunes and judges one network."""
         began = time.monotonic()
-        model, plan = attempt.propose(current.model, base.model, self.data.example)
-        self._tune(model, attempt, label)
-        accuracy = evaluate(model, self.data.validation)
+        try:
+            model, plan = attempt.propose(current.model, base.model, self.example)
+        except NothingToDo as reason:
+            self.progress(label, 1, 1, f"{NOTHING_TO_DO}: {reason}")
+            return {"accepted": False, "within_budget": False, "outcome": NOTHING_TO_DO, "note": str(reason)}, current
+        self._tune(model, attempt.tuning, attempt.after_step, label)
+        accuracy, figures = evaluate(model, self.data.validation), self._figures(model)
         allowed = DEFAULT_DROP if self.budget.accuracy_drop is None else self.budget.accuracy_drop
-        drop = 100 * (reference - accuracy)
-        figures = self._figures(model)
-        accepted = drop <= allowed + 1e-9
+        drop = 100 * (bar.accuracy - accuracy)
+        outcome = TOO_INACCURATE if drop > allowed + 1e-9 else KEPT if bar.is_above(figures) else NO_LIGHTER
         entry = {
-            "setting": dict(attempt.setting),
             "validation_accuracy": accuracy,
             "validation_drop": drop,
             **figures,
-            "accepted": accepted,
-            "within_budget": accepted and self._within(figures),
+            "accepted": outcome == KEPT,
+            "within_budget": outcome == KEPT and self._within(figures),
+            "outcome": outcome,
             "seconds": round(time.monotonic() - began, 3),
         }
-        state = f"{figures['size_bytes']} bytes, {100 * accuracy:.2f} % on validation, {'kept' if accepted else 'undone'}"
-        self.progress(label, 1, 1, state)
+        self.progress(label, 1, 1, f"{figures['size_bytes']} bytes, {100 * accuracy:.2f} % on validation, {outcome}")
         return entry, Network(model, (*current.plans, plan) if plan is not None else current.plans)
 
-    def _tune(self, model: nn.Module, attempt: Attempt, label: str) -> None:
+    def _tune(self, model: nn.Module, tuning: Tuning, after_step: AfterStep | None, label: str) -> None:
+        """Trains in place. The bar stays short of its end, which is for saying what came of it."""
+
         def report(task: str, done: int, total: int, note: str = "") -> None:
             self.progress(label, done - 1 if done == total else done, total, note)
 
         self.tune(
-            model, self.data.train, attempt.tuning, seed=self.seed, progress=report,
-            checkpoint=self.journal.epoch_checkpoint, after_step=attempt.after_step,
+            model, self.data.train, tuning, seed=self.seed, progress=report,
+            checkpoint=self.journal.epoch_checkpoint, after_step=after_step,
         )  # fmt: skip
 
     def _figures(self, model: nn.Module) -> dict[str, Any]:
-        net = to_module(model, self.data.example)
+        net = to_module(model, self.example)
         tensors = tensors_of(net, net.program)
         figures: dict[str, Any] = {
             "size_bytes": len(pack(net.program, tensors)),
@@ -208,14 +235,25 @@ class _Search:
             "macs": count_macs(net.program, tensors),
         }
         if self.budget.latency_s is not None:
-            figures["latency_s"] = compare_latency([net], self.data.example[:1])[0].median_s
+            figures["latency_s"] = compare_latency([net], self.example[:1])[0].median_s
         return figures
 
-    def _within(self, figures: dict[str, Any]) -> bool:
-        """Whether every limit but accuracy is set and kept; an open budget is never within, so the search goes on."""
+    def _within(self, figures: Mapping[str, Any]) -> bool:
+        """Whether every limit but accuracy is kept; an open budget is never met, so that the search goes on."""
         limits = {"size_bytes": self.budget.size_bytes, "macs": self.budget.macs, "latency_s": self.budget.latency_s}
-        set_limits = {name: limit for name, limit in limits.items() if limit is not None}
-        return bool(set_limits) and all(figures[name] <= limit for name, limit in set_limits.items())
+        return not self.budget.is_open and all(figures[name] <= limit for name, limit in limits.items() if limit is not None)
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """What a proposal is held against: the uncompressed network's accuracy, and the figures of the lightest network so far."""
+
+    accuracy: float
+    figures: Mapping[str, Any]
+
+    def is_above(self, figures: Mapping[str, Any]) -> bool:
+        """Whether these figures are lighter in any respect that can be counted."""
+        return any(figures[name] < self.figures[name] for name in ("size_bytes", "macs"))
 
 
 def _short(attempt: Attempt) -> str:
@@ -224,20 +262,42 @@ def _short(attempt: Attempt) -> str:
 
 def _finish(trained: nn.Module, found: nn.Module, search: _Search, path: Path | None, stopped: str | None) -> Compressed:
     """Writes the file, and measures before and after on the test data, their latencies in turns."""
-    example, test = search.data.example, search.data.test
+    example, test = search.example, search.data.test
     original, folded = fold(trained).eval(), fold(found).eval()
     if path is not None:
         save(folded, path, example=example)
-    before, after = (
-        measure(model, example, data=test, progress=search.progress) for model in (original, folded if path is None else path)
-    )
+    search.progress("latency", 0, 1)
     latencies = compare_latency([original, folded], example[:1])
+    search.progress("latency", 1, 1)
     before, after = (
-        replace(report, latency_s=latency.median_s, latency_spread_s=latency.spread_s)
-        for report, latency in zip((before, after), latencies, strict=True)
+        measure(model, example, data=test, latency=latency, progress=search.progress)
+        for model, latency in zip((original, folded if path is None else path), latencies, strict=True)
     )
     unmet = tuple(search.budget.excesses(before, after))
     return Compressed(folded, before, after, unmet, tuple(search.journal.entries), stopped)
+
+
+def _check_outputs(out: str | Path) -> Path:
+    path = check_writable(out)
+    check_writable(report_path(path))
+    return path
+
+
+def _check_network(model: nn.Module, data: Data, example: torch.Tensor, recipe: Recipe) -> str:
+    """Finds before any training what would fail after it: does the network fit the data, train, pack, and deploy?
+
+    Returns:
+        A fingerprint of what it computes.
+    """
+    check_finite(model)
+    check_fits(data, model)
+    if (recipe.steps or recipe.training) and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RequestError(f"a network to tune needs a parameter that requires grad, but {type(model).__name__} has none")
+    net = to_module(model, example)
+    tensors = tensors_of(net, net.program)
+    count_macs(net.program, tensors)
+    translate(net, example[:1])
+    return hashlib.sha256(pack(net.program, tensors)).hexdigest()
 
 
 def check_writable(path: str | Path) -> Path:
@@ -257,15 +317,14 @@ def check_writable(path: str | Path) -> Path:
         'network.fw'
     """
     path = Path(path)
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise RequestError(f"the output must be a writable path, but {path} is not: {error}") from error
+    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+        raise RequestError(f"the output must be a writable path, but {str(path)!r} is not: {error}") from error
     return path
 
 
@@ -284,9 +343,15 @@ def _write_report(path: Path, result: Compressed, recipe: Recipe, search: _Searc
         "versions": environment(),
         "seconds": round(seconds, 1),
     }
-    report_path(path).write_text(json.dumps(content, indent=2) + "\n")
+    with replacing(report_path(path)) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def report_path(path: Path) -> Path:
     """`network.report.json` for `network.fw`."""
     return path.with_suffix(".report.json")
+
+
+def checkpoint_path(path: Path) -> Path:
+    """The folder `network.fw.checkpoint` for `network.fw`: what a run that was broken off goes on from."""
+    return path.with_name(path.name + ".checkpoint")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError
+from featherweight.files import replacing
 from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import Mask
@@ -65,6 +65,8 @@ class Journal:
                 stored = json.loads(index.read_text())
             except (OSError, ValueError) as error:
                 raise RequestError(f"there is no run to resume in {folder}: {error}; start without --resume") from error
+            if not isinstance(stored, dict) or stored.keys() != {"request", "entries", "slots"}:
+                raise RequestError(f"there is no run to resume in {folder}: {index.name} is damaged; start without --resume")
             if stored["request"] != request:
                 differing = sorted(key for key in request if stored["request"].get(key) != request[key])
                 raise RequestError(
@@ -72,8 +74,8 @@ class Journal:
                 )
             return Journal(folder, request, stored["entries"], stored["slots"])
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            _clear(folder)
+            folder.mkdir()
         except OSError as error:
             raise RequestError(f"a checkpoint must be writable, but {folder} is not: {error}; choose another --out") from error
         journal = Journal(folder, request)
@@ -86,26 +88,36 @@ class Journal:
         return self.folder / "epoch.pt" if self.folder else None
 
     def record(self, entry: dict[str, Any] | None, networks: Mapping[str, Network]) -> None:
-        """Adds an attempt and stores these networks under their slots."""
+        """Adds an attempt and stores these networks under their slots.
+
+        The training's own checkpoint goes before the list is written: no later training can mistake it for its own.
+        """
         if entry is not None:
             self.entries.append(entry)
         if self.folder is None:
             return
         for slot, network in networks.items():
-            file = f"{slot}-{len(self.entries)}.pt"
-            _write(self.folder / file, lambda target, network=network: torch.save(_state(network), target))
-            self.slots[slot] = file
+            name = f"{slot}-{len(self.entries)}.pt"
+            with replacing(self.folder / name) as file:
+                torch.save(_state(network), file)
+            self.slots[slot] = name
+        (self.folder / "epoch.pt").unlink(missing_ok=True)
         self._write_index()
         for leftover in self.folder.glob("*-*.pt"):
             if leftover.name not in self.slots.values():
                 leftover.unlink()
-        (self.folder / "epoch.pt").unlink(missing_ok=True)
 
     def network(self, slot: str, start: nn.Module) -> Network | None:
         """The network stored under a slot, rebuilt from the first network, or None."""
         if self.folder is None or slot not in self.slots:
             return None
-        return rebuild(torch.load(self.folder / self.slots[slot], weights_only=True), start)
+        file = self.folder / self.slots[slot]
+        try:
+            return rebuild(torch.load(file, weights_only=True), start)
+        except RequestError:
+            raise
+        except Exception as error:  # a damaged file makes torch raise nearly anything
+            raise RequestError(f"{file} is missing or damaged: {error}; start without --resume") from error
 
     def close(self) -> None:
         """Removes the folder: the run is done."""
@@ -115,7 +127,18 @@ class Journal:
     def _write_index(self) -> None:
         if self.folder is not None:
             content = json.dumps({"request": self.request, "entries": self.entries, "slots": self.slots}, indent=1)
-            _write(self.folder / "journal.json", lambda target: target.write(content.encode()))
+            with replacing(self.folder / "journal.json") as file:
+                file.write(content.encode())
+
+
+def _clear(folder: Path) -> None:
+    """Removes an earlier run's folder, and nothing that is not one."""
+    if not folder.exists():
+        return
+    strangers = [file.name for file in folder.iterdir() if file.suffix not in (".json", ".partial", ".pt", ".tmp")]
+    if strangers:
+        raise RequestError(f"{folder} is no checkpoint, for it holds {strangers[0]!r}; move it away or choose another --out")
+    shutil.rmtree(folder)
 
 
 _KINDS: dict[str, type[Constraint]] = {"Mask": Mask, "Codebook": Codebook}
@@ -162,16 +185,3 @@ def _blank(kind: type[Constraint], shape: torch.Size, tensors: Mapping[str, torc
     if kind is Codebook:
         return Codebook(torch.zeros(shape, dtype=torch.int64), len(tensors[f"{path}.original"]))
     return Mask(torch.ones(shape, dtype=torch.bool))
-
-
-def _write(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as target:
-            write(target)
-            target.flush()
-            os.fsync(target.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RequestError(f"a checkpoint must be writable, but {path} is not: {error}") from error

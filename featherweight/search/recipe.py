@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from featherweight.errors import RequestError, look_up
+from featherweight.errors import RequestError, UnsupportedOpError, look_up
 from featherweight.graph.capture import Example
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import GradualPruning, apply_masks, plan_neurons, plan_weights
+from featherweight.pruning.allocation import ALLOCATIONS
+from featherweight.pruning.criteria import NEURON_CRITERIA
+from featherweight.pruning.schedule import SCHEDULES
 from featherweight.quantization import cluster_weights
+from featherweight.quantization.clusters import INITIALISATIONS
 from featherweight.training import Tuning
 from featherweight.training.loop import AfterStep
 
-__all__ = ["STEPS", "Attempt", "ClusterWeights", "PruneNeurons", "PruneWeights", "Recipe", "Step"]
+__all__ = ["STEPS", "Attempt", "ClusterWeights", "NothingToDo", "PruneNeurons", "PruneWeights", "Recipe", "Step", "kind_of"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,18 @@ class Attempt:
     """One thing to try: `propose` makes a lighter network, `tuning` and `after_step` say how to train it back.
 
     `setting` is for the report. `propose` is given the network as it stands (`current`), the network as it was when the step
-    began (`base`) and an example; it returns the proposal and the plan it applied, if it cut anything.
+    began (`base`) and an example; it returns the proposal and the plan it applied, if it cut anything. It raises
+    `NothingToDo` where the network offers nothing to this step.
     """
 
     setting: Mapping[str, Any]
     propose: Callable[[nn.Module, nn.Module, Example], tuple[nn.Module, Plan | None]]
     tuning: Tuning
     after_step: AfterStep | None = None
+
+
+class NothingToDo(Exception):
+    """A step finds nothing in this network that it could make lighter; the message says why. The search goes on without it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,9 @@ class PruneNeurons:
         allocation: a name in `ALLOCATIONS`.
         round_to: neurons kept are a multiple of this.
         tuning: how to train after each round.
+
+    Raises:
+        RequestError: a setting is out of range, or a name unknown.
     """
 
     sparsity: float = 0.2
@@ -55,17 +69,32 @@ class PruneNeurons:
     round_to: int = 1
     tuning: Tuning = field(default_factory=lambda: Tuning(epochs=3, learning_rate=1e-3))
 
+    def __post_init__(self) -> None:
+        _check("sparsity", self.sparsity, "a number in (0, 1)", _is_share(self.sparsity))
+        _check("rounds", self.rounds, "a whole number >= 1", _is_whole(self.rounds, 1))
+        look_up(NEURON_CRITERIA, self.criterion, "criterion")
+        look_up(ALLOCATIONS, self.allocation, "allocation")
+        _check("round_to", self.round_to, "a whole number >= 1", _is_whole(self.round_to, 1))
+
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each round on top of the last one that was accepted."""
-        for number in range(1, self.rounds + 1):
 
-            def propose(current: nn.Module, base: nn.Module, example: Example) -> tuple[nn.Module, Plan]:
+        def propose(current: nn.Module, base: nn.Module, example: Example) -> tuple[nn.Module, Plan]:
+            try:
                 plan = plan_neurons(
                     current, example, sparsity=self.sparsity, criterion=self.criterion, allocation=self.allocation,
                     round_to=self.round_to, seed=seed,
                 )  # fmt: skip
-                return plan.apply(current), plan
+                smaller = plan.apply(current)
+            except UnsupportedOpError as error:
+                raise NothingToDo(str(error)) from error
+            if not plan.removed:
+                neurons, groups = sum(group.total for group in plan.groups), len(plan.groups)
+                rule = f"sparsity {self.sparsity:g}, multiples of {self.round_to} staying in each of {groups} groups"
+                raise NothingToDo(f"none of {neurons} neurons would go ({rule})")
+            return smaller, plan
 
+        for number in range(1, self.rounds + 1):
             yield Attempt({"round": number, "sparsity": self.sparsity}, propose, self.tuning)
 
 
@@ -78,6 +107,9 @@ class PruneWeights:
         schedule: how it grows while training, a name in `pruning.schedule.SCHEDULES`.
         until: the share of the training in which it grows; the rest tunes with fixed masks.
         tuning: how to train towards each sparsity.
+
+    Raises:
+        RequestError: a setting is out of range, or a name unknown.
     """
 
     sparsities: tuple[float, ...] = (0.5, 0.7, 0.8, 0.87, 0.92, 0.95, 0.97, 0.98, 0.99)
@@ -85,11 +117,20 @@ class PruneWeights:
     until: float = 0.6
     tuning: Tuning = field(default_factory=lambda: Tuning(epochs=4, learning_rate=1e-3))
 
+    def __post_init__(self) -> None:
+        holds = _is_list(self.sparsities, _is_share) and _increases(self.sparsities)
+        _check("sparsities", self.sparsities, "a list of increasing numbers in (0, 1)", holds)
+        look_up(SCHEDULES, self.schedule, "schedule")
+        _check("until", self.until, "a number in (0, 1]", self.until == 1 or _is_share(self.until))
+
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each sparsity from the last one that was accepted."""
 
         def propose(current: nn.Module, base: nn.Module, example: Example) -> tuple[nn.Module, None]:
-            return apply_masks(current, plan_weights(current, sparsity=0.0)), None
+            masks = plan_weights(current, sparsity=0.0)
+            if not masks:
+                raise NothingToDo("no trainable weight has two or more axes")
+            return apply_masks(current, masks), None
 
         for start, end in zip((0.0, *self.sparsities), self.sparsities, strict=False):
             grow = GradualPruning(start=start, end=end, schedule=self.schedule, until=self.until)
@@ -106,11 +147,19 @@ class ClusterWeights:
         clusters: how many shared values for each tensor, decreasing.
         init: where the centroids start, a name in `quantization.clusters.INITIALISATIONS`.
         tuning: how to train the centroids.
+
+    Raises:
+        RequestError: a setting is out of range, or a name unknown.
     """
 
     clusters: tuple[int, ...] = (64, 32, 16, 8)
     init: str = "linear"
     tuning: Tuning = field(default_factory=lambda: Tuning(epochs=2, learning_rate=3e-4))
+
+    def __post_init__(self) -> None:
+        holds = _is_list(self.clusters, lambda count: _is_whole(count, 1, 65535)) and _increases(self.clusters[::-1])
+        _check("clusters", self.clusters, "a list of decreasing whole numbers in [1, 65535]", holds)
+        look_up(INITIALISATIONS, self.init, "init")
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each number of clusters, from the network as it was before this step."""
@@ -123,7 +172,7 @@ class ClusterWeights:
 
 
 Step = PruneNeurons | PruneWeights | ClusterWeights
-STEPS: dict[str, type[PruneNeurons] | type[PruneWeights] | type[ClusterWeights]] = {
+STEPS: dict[str, type[Step]] = {
     "prune-neurons": PruneNeurons,
     "prune-weights": PruneWeights,
     "cluster-weights": ClusterWeights,
@@ -139,16 +188,22 @@ class Recipe:
     Args:
         steps: in order; each tries from gentle to harsh, and ends when the budget is met or accuracy does not come back.
         training: how to train a network that has no weights yet; None for one that is trained.
-        seed: every random choice follows from it.
+        seed: every random choice follows from it, in [0, 2**32).
+
+    Raises:
+        RequestError: the seed is out of range.
 
     Example:
         >>> [type(step).__name__ for step in Recipe().steps]
         ['PruneNeurons', 'PruneWeights', 'ClusterWeights']
     """
 
-    steps: tuple[Step, ...] = (PruneNeurons(), PruneWeights(), ClusterWeights())
+    steps: tuple[Step, ...] = field(default_factory=lambda: (PruneNeurons(), PruneWeights(), ClusterWeights()))
     training: Tuning | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("seed", self.seed, "a whole number in [0, 2**32)", _is_whole(self.seed, 0, 2**32 - 1))
 
     @staticmethod
     def load(path: str | Path) -> Recipe:
@@ -161,38 +216,89 @@ class Recipe:
             raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RequestError(f"a recipe must be a readable TOML file, but {path} is not: {error}") from error
-        known = {"seed", "training", "step"}
-        if raw.keys() - known:
-            raise RequestError(
-                f"a recipe has {', '.join(sorted(known))}, got {', '.join(sorted(raw.keys() - known))} in {path}"
-            )
-        steps = [_step(dict(table)) for table in raw.get("step", [])]
-        options: dict[str, Any] = {"seed": raw.get("seed", 0)}
-        if "step" in raw:
-            options["steps"] = tuple(steps)
-        if "training" in raw:
-            options["training"] = _make(Tuning, raw["training"], "training")
-        return Recipe(**options)
+        try:
+            return _recipe(raw)
+        except RequestError as error:
+            raise RequestError(f"{error}, in {path}") from error
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain data, for reports and fingerprints."""
-        kinds = {cls: kind for kind, cls in STEPS.items()}
-        steps = [{"kind": kinds[type(step)], **asdict(step)} for step in self.steps]
+        steps = [{"kind": kind_of(step), **asdict(step)} for step in self.steps]
         training = None if self.training is None else asdict(self.training)
         return {"seed": self.seed, "training": training, "step": steps}
 
 
-def _step(table: dict[str, Any]) -> Step:
-    kind = look_up(STEPS, table.pop("kind", ""), "a step's kind")
-    if "tuning" in table:
-        table["tuning"] = _make(Tuning, table["tuning"], "tuning")
-    step: Step = _make(kind, {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}, kind.__name__)
+def kind_of(step: Step) -> str:
+    """The name of a step's kind, as recipes write it.
+
+    Args:
+        step: one of a recipe's.
+
+    Returns:
+        Its key in `STEPS`.
+
+    Example:
+        >>> kind_of(PruneWeights())
+        'prune-weights'
+    """
+    return next(kind for kind, cls in STEPS.items() if type(step) is cls)
+
+
+def _recipe(raw: Mapping[str, Any]) -> Recipe:
+    _check_names("a recipe", raw, ["seed", "training", "step"])
+    options: dict[str, Any] = {"seed": raw.get("seed", 0)}
+    if "training" in raw:
+        options["training"] = _changed(Tuning(), raw["training"], "[training]")
+    if "step" in raw:
+        tables = raw["step"]
+        _check("step", tables, "a list of tables, each under [[step]]", _is_list(tables, lambda table: isinstance(table, dict)))
+        options["steps"] = tuple(_step(table, f"step {number}") for number, table in enumerate(tables, start=1))
+    return Recipe(**options)
+
+
+def _step(table: Mapping[str, Any], where: str) -> Step:
+    kind = table.get("kind", "nothing")
+    _check(f"the kind of {where}", kind, "a text", isinstance(kind, str))
+    default = look_up(STEPS, kind, f"the kind of {where}")()
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "kind"}
+    if "tuning" in settings:
+        settings["tuning"] = _changed(default.tuning, settings["tuning"], f"the tuning of {where}")
+    step: Step = _changed(default, settings, f"{where} ({kind})")
     return step
 
 
-def _make(cls: Any, options: Mapping[str, Any], what: str) -> Any:
-    known = [f.name for f in fields(cls)]
-    unknown = [name for name in options if name not in known]
+def _changed(default: Any, settings: Any, what: str) -> Any:
+    """A dataclass with some settings changed; those that are not named keep the default."""
+    _check(what, settings, "a table of settings", isinstance(settings, dict))
+    _check_names(what, settings, [f.name for f in fields(default)])
+    try:
+        return replace(default, **settings)
+    except (RequestError, TypeError) as error:  # comparing a text with a number is a TypeError
+        raise RequestError(f"{what}: {error}") from error
+
+
+def _check_names(what: str, settings: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = [name for name in settings if name not in known]
     if unknown:
         raise RequestError(f"{what} has the settings {', '.join(known)}, got {', '.join(unknown)}")
-    return cls(**options)
+
+
+def _check(name: str, value: object, rule: str, holds: bool) -> None:
+    if not holds:
+        raise RequestError(f"{name} must be {rule}, got {value!r}")
+
+
+def _is_whole(value: object, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < 1
+
+
+def _is_list(value: object, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple | list) and all(map(holds, value))
+
+
+def _increases(values: Sequence[float]) -> bool:
+    return all(low < high for low, high in pairwise(values))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from featherweight.errors import RequestError, look_up
+from featherweight.errors import CaptureError, RequestError, look_up
 from featherweight.graph.capture import from_exported
-from featherweight.graph.program import ProgramModule
+from featherweight.graph.program import Node, ProgramModule, resolve_op
 from featherweight.nets import NETS
 from featherweight.packaging import load
 from featherweight.training import load_weights
+from featherweight.training.own import load_function
 
 __all__ = ["has_weights", "load_model"]
 
@@ -62,47 +61,68 @@ def load_model(
         CaptureError: the exported program cannot be handled.
 
     Example:
-        >>> type(load_model("zoo:lenet5")).__name__
-        'LeNet5'
+        >>> load_model("zoo:lenet5", classes=7)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 7])
     """
-    torch.manual_seed(seed)
-    if spec.startswith("zoo:"):
-        model = look_up(NETS, spec.removeprefix("zoo:"), "a net of the zoo")(input_shape=input_shape, classes=classes)
-    elif spec.endswith(".fw"):
-        model = load(spec)
-    elif spec.endswith(".pt2"):
-        model = _exported(Path(spec))
-    elif ":" in spec:
-        model = _users_own(spec)
-    else:
-        raise RequestError(
-            f"a model must be zoo:NAME ({', '.join(NETS)}), package.module:function, or a .pt2 or .fw file, got {spec!r}"
-        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _make(spec, input_shape, classes)
     if weights is not None:
         load_weights(model, Path(weights))
     return model.eval()
 
 
+def _make(spec: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    if spec.startswith("zoo:"):
+        return look_up(NETS, spec.removeprefix("zoo:"), "a net of the zoo")(input_shape=input_shape, classes=classes)
+    if spec.endswith(".fw"):
+        return load(spec)
+    if spec.endswith(".pt2"):
+        return _exported(Path(spec))
+    if ":" in spec:
+        return _users_own(spec)
+    raise RequestError(
+        f"a model must be zoo:NAME ({', '.join(NETS)}), package.module:function, or a .pt2 or .fw file, got {spec!r}"
+    )
+
+
 def _exported(path: Path) -> ProgramModule:
     try:
         exported = torch.export.load(path)
-    except Exception as error:
-        raise RequestError(f"a .pt2 model must be a file that torch.export.save wrote, but {path} is not: {error}") from error
-    program = from_exported(exported)
+    except Exception as error:  # a damaged file makes torch raise nearly anything
+        reason = str(error).strip().partition("\n")[0]
+        raise RequestError(f"a .pt2 model must be a file that torch.export.save wrote, but {path} is not: {reason}") from error
+    try:
+        program = from_exported(exported)
+    except CaptureError as error:
+        raise CaptureError(f"{error}; in {path}, exported in training mode? call .eval() first") from error
+    fixed = [f"{spec.name} {spec.shape}" for spec in program.inputs if not spec.shape or spec.shape[0] is not None]
+    if fixed:
+        raise RequestError(
+            f"a .pt2 model must take batches of any size, but {path} was exported for {', '.join(fixed)}; export it with "
+            "dynamic_shapes=({0: torch.export.Dim('batch')},) and a batch of at least 2"
+        )
+    training = sorted({node.op for node in program.nodes if _is_in_training(node)})
+    if training:
+        raise RequestError(f"a .pt2 model must be exported in eval mode, but {path} has {training[0]} on: call .eval() first")
     values = {**exported.constants, **exported.state_dict}
     return ProgramModule(program, {spec.name: values[spec.name].detach().clone() for spec in program.tensors})
 
 
+def _is_in_training(node: Node) -> bool:
+    """Whether this is dropout that was told to train."""
+    schema = getattr(resolve_op(node.op), "_schema", None)
+    if schema is None:  # one of Python's own operators
+        return False
+    return any(spec.name == "train" and value is True for spec, value in zip(schema.arguments, node.args, strict=False))
+
+
 def _users_own(spec: str) -> nn.Module:
-    module_name, _, function_name = spec.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    make = load_function(spec)
     try:
-        model = getattr(importlib.import_module(module_name), function_name)()
-    except Exception as error:
-        raise RequestError(
-            f"the model {spec!r} must be a function without arguments that can be imported and called: {error!r}"
-        ) from error
+        model = make()
+    except Exception as error:  # the user's own code
+        raise RequestError(f"the model {spec!r} must be a function without arguments, but calling it gave {error!r}") from error
     if not isinstance(model, nn.Module):
         raise RequestError(f"the model {spec!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError
+from featherweight.files import replacing
 
 __all__ = ["fingerprint", "read_checkpoint", "write_checkpoint"]
 
@@ -48,7 +48,7 @@ def write_checkpoint(path: Path, *, epoch: int, model: nn.Module, optimizer: tor
     """Writes the state after `epoch` finished epochs; a crash in the middle leaves the previous file as it was.
 
     Args:
-        path: the file; its folder is made if needed.
+        path: the file; its folder must exist.
         epoch: how many epochs are finished, at least 1.
         model: whose state dict is written.
         optimizer: whose state dict is written.
@@ -58,19 +58,8 @@ def write_checkpoint(path: Path, *, epoch: int, model: nn.Module, optimizer: tor
         RequestError: the file cannot be written.
     """
     state = {"fingerprint": fingerprint, "epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise RequestError(f"a checkpoint must be writable, but {path} is not: {error}; choose another path") from error
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ def read_npz(path: Path) -> Splits:
         DataError: the file is unreadable, lacks an array, or its arrays are not numbers with one whole-number label per sample.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # a damaged archive makes NumPy raise nearly anything
         raise DataError(f"{path} cannot be read as an .npz archive of plain arrays: {error}") from error

@@ -43,9 +43,7 @@ def read_image_folder(folder: Path) -> Splits:
         files = _image_files(folder)
         return cut_test(_read_images([files])[0])
     if not (folder / "test").is_dir():
-        raise DataError(
-            f"{folder} has a folder train/ but no folder test/; add one, or put the class folders directly into {folder}"
-        )
+        raise DataError(f"{folder} has a folder train/, so it must have test/, too; or put the class folders into it")
     parts = [part for part in ("train", "validation", "test") if (folder / part).is_dir()]
     listings = [_image_files(folder / part) for part in parts]
     for part, listing in zip(parts, listings, strict=True):

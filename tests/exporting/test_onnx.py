@@ -124,16 +124,25 @@ def test_export_is_silent(
 @pytest.mark.parametrize("where", ["missing/net.onnx", ""])
 def test_unwritable_path_is_found_before_the_export(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "translate", lambda *_: pytest.fail("exported before looking at the path"))
-    with pytest.raises(RequestError, match="must go to a path that can be written"):
+    with pytest.raises(RequestError, match="must be writable"):
         to_onnx(nn.Linear(4, 2), tmp_path / where, torch.zeros(1, 4))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_whoever_reads_the_old_file_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(exporting, "translate", lambda *_: b"new")
+    with path.open("rb") as reader:
+        to_onnx(nn.Linear(4, 2), path, torch.zeros(1, 4))
+        assert (reader.read(), path.read_bytes()) == (b"old", b"new")
+
+
 def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, data: bytes) -> int:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     monkeypatch.setattr(exporting, "translate", lambda *_: b"content")
     with pytest.raises(RequestError, match="No space left on device"):
         to_onnx(nn.Linear(4, 2), tmp_path / "net.onnx", torch.zeros(1, 4))

@@ -8,35 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["HARD_WIRED", "SMALL", "ConvNet"]
+from tests.graph.conv_net import IMAGE, ConvNet, classifier
+from tests.graph.counting_nets import (
+    Folded,
+    PaddedChannels,
+    Picked,
+    PixelShuffled,
+    Repeated,
+    ShiftedChannels,
+    ShuffledByTorch,
+    Squeezed,
+    Steps,
+    TiedAcross,
+)
 
-IMAGE = (3, 8, 8)
-
-
-def _classifier(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, 4))
-
-
-class ConvNet(nn.Module):
-    """Two convolutions, something of a subclass's in between, and a classifier."""
-
-    middle_channels = 8
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.last = nn.Conv2d(self.middle_channels, 6, 3, padding=1)
-        self.head = _classifier(6)
-        self.build()
-
-    def build(self) -> None:
-        """The layers of the middle."""
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(F.relu(self.last(self.middle(F.relu(self.stem(x))))))
+__all__ = ["HARD_WIRED", "SMALL"]
 
 
 class Residual(ConvNet):
@@ -109,11 +95,11 @@ class Depthwise(ConvNet):
     def build(self) -> None:
         self.depth = nn.Conv2d(8, 8, 3, padding="same", groups=8)
         self.norm = nn.BatchNorm2d(8)
-        self.double = nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False)
+        self.twice = nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False)
         self.point = nn.Conv2d(16, 9, 1)
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return self.point(F.hardswish(self.double(F.relu6(self.norm(self.depth(x))))))
+        return self.point(F.hardswish(self.twice(F.relu6(self.norm(self.depth(x))))))
 
 
 class Grouped(ConvNet):
@@ -141,22 +127,6 @@ class Shuffled(ConvNet):
         return x.view(batch, 2, channels // 2, rows, columns).transpose(1, 2).reshape(batch, channels, rows, columns)
 
 
-class ShuffledByTorch(ConvNet):
-    """The same by `channel_shuffle`, without a grouped convolution that would tie the groups."""
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return F.channel_shuffle(x, 2)
-
-
-class PixelShuffled(ConvNet):
-    """Sub-pixel upsampling: four channels make one."""
-
-    middle_channels = 2
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return F.pixel_shuffle(x, 2)
-
-
 class Chunked(ConvNet):
     """Halves by chunk, thirds by split, parts by slices, one channel by number, put together in another order."""
 
@@ -172,25 +142,6 @@ class Chunked(ConvNet):
         first, second = gated.split([2, 4], dim=1)
         parts = gated.split(2, 1)
         return torch.cat([second[:, 1:], first, parts[2], x[:, 2:], x[:, :1], x[:, 3].unsqueeze(1)], 1)
-
-
-class Steps(ConvNet):
-    """Channels picked in a way that counts: every second one, rolled, unbound."""
-
-    middle_channels = 4 + 8 + 2
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        one, two, *_ = x.unbind(1)
-        return torch.cat([x[:, ::2], x.roll(1, 1), torch.stack([one, two], 1)], 1)
-
-
-class Picked(ConvNet):
-    """Channels picked by number; two of them look alike to a grouping."""
-
-    middle_channels = 3
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([x[:, 0], x[:, 1], x[:, -1]], 1)
 
 
 class Gated(ConvNet):
@@ -236,44 +187,12 @@ class Tied(ConvNet):
         return x + self.b(F.relu(self.a(x.mean((2, 3)))))[:, :, None, None]
 
 
-class TiedAcross(nn.Module):
-    """A weight used by a linear layer, and element by element in a product: it must stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode, self.out = nn.Linear(8, 6), nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        code = F.relu(self.encode(x.flatten(1)[:, :8]))
-        return self.out(torch.matmul(code, self.encode.weight))
-
-
 class Padded(ConvNet):
     """Padding of positions by a number and by reflection, upsampling, strides in positions."""
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
         x = F.pad(F.pad(x, (1, 2, 0, 1), value=0.3), (1, 1, 1, 1), mode="reflect")
         return F.interpolate(x[:, :, ::2, 1::2], scale_factor=2)
-
-
-class PaddedChannels(ConvNet):
-    """A shortcut padded with channels of zeros (option A of He et al.): the shortcut must stay."""
-
-    middle_channels = 12
-
-    def build(self) -> None:
-        self.wide = nn.Conv2d(8, 12, 3, stride=2, padding=1)
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return self.wide(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
-
-
-class Squeezed(ConvNet):
-    """`squeeze` must not take away a channel axis of which one channel stayed."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.last(F.relu(self.stem(x))))
-        return self.head[2](F.adaptive_avg_pool2d(x, 1).squeeze().squeeze(1))
 
 
 class MaxPooled(ConvNet):
@@ -283,33 +202,15 @@ class MaxPooled(ConvNet):
         return F.adaptive_max_pool2d(x, 4)
 
 
-class Folded(ConvNet):
-    """Channels folded into the batch and back."""
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        batch, channels, rows, columns = x.shape
-        x = F.avg_pool2d(x.reshape(batch * channels, 1, rows, columns), 2)
-        return x.reshape(batch, channels, rows // 2, columns // 2)
-
-
-class Repeated(ConvNet):
-    """Channels repeated, one after the other and as a whole."""
-
-    middle_channels = 32
-
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x.repeat_interleave(2, 1), x.repeat(1, 2, 1, 1).flip(1)], 1)
-
-
 class Literal(ConvNet):
-    """A number written as a tensor in `forward`, a tensor that is no buffer, and a buffer that is not saved."""
+    """A tensor that is no buffer, and a buffer that is not saved."""
 
     def build(self) -> None:
         self.plain = torch.rand(8, 1, 1) + 0.5
         self.register_buffer("unsaved", torch.rand(8, 1, 1) + 0.5, persistent=False)
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
-        return (x * torch.tensor(0.5) + self.plain) * self.unsaved
+        return (x + self.plain) * self.unsaved
 
 
 class Normalised(ConvNet):
@@ -334,14 +235,14 @@ class HardWired(nn.Module):
         super().__init__()
         self.unflatten = unflatten
         self.conv = nn.Conv2d(3, 16, 5)
-        self.fc = nn.Linear(256, 256)
-        self.head = nn.Linear(256, 4)
-        self.tail = nn.Sequential(nn.Conv2d(16, 8, 3), nn.ReLU(), _classifier(8))
+        if unflatten:
+            self.tail = nn.Sequential(nn.Conv2d(16, 8, 3), nn.ReLU(), classifier(8))
+        else:
+            self.tail = nn.Sequential(nn.Linear(256, 40), nn.ReLU(), nn.Linear(40, 4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.conv(x)).view(-1, 256)
-        x = F.relu(self.fc(x)) if not self.unflatten else x
-        return self.tail(x.view(x.shape[0], 16, 4, 4)) if self.unflatten else self.head(x)
+        return self.tail(x.view(x.shape[0], 16, 4, 4) if self.unflatten else x)
 
 
 class ManyOutputs(ConvNet):
@@ -378,6 +279,21 @@ class Sequence(nn.Module):
         return self.d(F.relu(self.c(x.transpose(1, 2)))).mean(1)
 
 
+class ComputedVectors(ConvNet):
+    """Biases, norms and slopes that are computed from parameters: channels are coupled through them too."""
+
+    def build(self) -> None:
+        self.weight = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.logits, self.shift = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        self.register_buffer("mean", torch.randn(8))
+        self.register_buffer("deviation", torch.rand(8) + 0.5)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.weight, torch.sigmoid(self.shift))
+        x = F.batch_norm(x, self.mean, self.deviation**2, self.logits.exp(), self.shift - 0.1)
+        return F.prelu(x, torch.tanh(self.logits))
+
+
 def _by(flatten: Callable[[torch.Tensor], torch.Tensor], pool: nn.Module | None = None) -> Callable[[], nn.Module]:
     return lambda: Flattened(flatten, pool)
 
@@ -389,7 +305,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = 
     "flatten": (_by(lambda x: x.flatten(1)), (IMAGE,)),
     "view": (_by(lambda x: x.view(x.size(0), -1)), (IMAGE,)),
     "view-all": (_by(lambda x: x.view(-1, x[0].numel())), (IMAGE,)),
-    "reshape": (_by(lambda x: x.reshape(len(x), -1), nn.AvgPool2d(2)), (IMAGE,)),
+    "reshape": (_by(lambda x: x.reshape(x.shape[0], -1), nn.AvgPool2d(2)), (IMAGE,)),
     "permute": (_by(lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1), nn.AdaptiveAvgPool2d(3)), (IMAGE,)),
     "mean": (PooledByMean, (IMAGE,)),
     "depthwise": (Depthwise, (IMAGE,)),
@@ -416,8 +332,11 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = 
     "hard-wired-unflatten": (lambda: HardWired(unflatten=True), (IMAGE,)),
     "many-outputs": (ManyOutputs, (IMAGE,)),
     "two-inputs": (TwoInputs, (IMAGE, (2, 8, 8))),
+    "computed-vectors": (ComputedVectors, (IMAGE,)),
+    "shifted-channels": (ShiftedChannels, (IMAGE,)),
     "sequence": (Sequence, ((3, 11),)),
 }
 """For each name what makes the network, and the shape of one sample of each input."""
 
-HARD_WIRED = {"hard-wired", "hard-wired-unflatten"}
+HARD_WIRED = {"hard-wired", "hard-wired-unflatten", "chunked", "squeezed"}
+"""Those whose own class cannot run smaller, or would compute something else: they come back as a program."""

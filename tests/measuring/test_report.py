@@ -67,12 +67,11 @@ def test_file_program_and_module_measure_alike(tmp_path: Path) -> None:
     assert exact == [(pytest.approx(0.9), path.stat().st_size, 119, 71, 384)] * 4
 
 
-@pytest.mark.usefixtures("_no_clock")
-def test_packed_file_is_kept_where_asked(tmp_path: Path) -> None:
-    path = tmp_path / "kept.fw"
-    got = measure(small_net(), torch.randn(1, 1, 6, 6), path=path)
+def test_a_latency_that_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featherweight.measuring.report.measure_latency", None)
+    got = measure(small_net(), torch.randn(1, 1, 6, 6), latency=Latency(2e-6, 1e-7, 9, 4, 1, "a clock"))
+    assert (got.latency_s, got.latency_spread_s, got.threads, got.runtime) == (2e-6, 1e-7, 4, "a clock")
     assert got.accuracy is None
-    assert got.size_bytes == path.stat().st_size
 
 
 @pytest.mark.usefixtures("_no_clock")
@@ -93,11 +92,6 @@ def test_json_round_trip() -> None:
 def test_a_module_needs_an_example() -> None:
     with pytest.raises(RequestError, match="measuring a Sequential needs an example input"):
         measure(small_net())
-
-
-def test_a_file_is_not_packed_again(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="packed already"):
-        measure(tmp_path / "net.fw", path=tmp_path / "other.fw")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

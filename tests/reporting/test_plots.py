@@ -64,7 +64,7 @@ def test_global_settings_stay_as_they_were(tmp_path: Path) -> None:
         ([Point(0, 0.5)], "a.svg", "positive size in bytes"),
         ([Point(1, 99.0)], "a.svg", r"accuracy in \[0, 1\]"),
         ([Point(1, math.nan)], "a.svg", r"accuracy in \[0, 1\]"),
-        (POINTS, "missing/a.svg", "path that can be written"),
+        (POINTS, "missing/a.svg", "must be writable"),
     ],
 )
 def test_bad_requests(points: list[Point], name: str, message: str, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_digits_are_what_scikit_learn_has() -> None:
 
     digits = read_digits()
     everything = torch.cat([digits.train.inputs, digits.test.inputs]) * 16
-    assert len(digits.train.targets) == 1437 or abs(len(digits.train.targets) - 0.8 * 1797) < 10
+    assert abs(len(digits.test.targets) - 0.2 * 1797) <= 5, "ten classes, each rounded by at most a half"
     assert sorted(everything.flatten(1).tolist()) == sorted(load_digits().data.tolist())
     assert digits.validation is None
 
@@ -105,5 +105,5 @@ def test_unreadable_npz_is_an_error(tmp_path: Path, content: bytes | None) -> No
     path = tmp_path / "data.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read as an .npz archive"):
+    with pytest.raises(DataError, match="cannot be read as an"):
         read_npz(path)

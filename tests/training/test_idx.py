@@ -134,5 +134,5 @@ def test_missing_files_are_an_error_that_helps(tmp_path: Path) -> None:
 
 def test_more_images_than_labels_are_an_error(tmp_path: Path) -> None:
     write_set(tmp_path, labels=5)
-    with pytest.raises(DataError, match="each image must have one label, got 6 images and 5 labels|one label for each image"):
+    with pytest.raises(DataError, match=r"one label.*, got 6 images and 5 labels"):
         read_idx_folder("mnist", [tmp_path], "somewhere")

@@ -89,7 +89,7 @@ def test_sixteen_bits_are_an_error(tmp_path: Path) -> None:
 
 
 def test_wrong_folders_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="one folder of images .* per class, but it has no folders"):
+    with pytest.raises(DataError, match=r"one folder of images .* per class, but it has no folders"):
         read_image_folder(tmp_path)
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match="the folder of class 'a' has none"):
@@ -98,5 +98,5 @@ def test_wrong_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="so it must have test/, too"):
         read_image_folder(tmp_path)
     save(tmp_path / "test" / "b" / "x.png", grey(0))
-    with pytest.raises(DataError, match="same classes, but test/ differs in a, b"):
+    with pytest.raises(DataError, match=r"same classes, but .*test/ differ in a, b"):
         read_image_folder(tmp_path)

@@ -1,0 +1,75 @@
+"""The models behind the golden files. Run this only after a deliberate change of the format, which also needs a new version.
+
+python tests/golden/make.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from featherweight.graph.program import Input, Node, Program, Ref, TensorSpec
+from featherweight.packaging.writer import pack
+
+FOLDER = Path(__file__).parent
+
+
+def counting(*shape: int) -> torch.Tensor:
+    """Numbers that no random generator can change: multiples of 1/8 from a quadratic recurrence."""
+    count = int(torch.tensor(shape).prod())
+    return ((torch.arange(count) ** 2 * 37 + 11) % 1009 / 8 - 60).reshape(shape)
+
+
+def sparse(*shape: int, every: int, values: int | None = None) -> torch.Tensor:
+    """Zeros but for roughly one weight in `every`, on few values if told."""
+    weights = counting(*shape)
+    kept = (torch.arange(weights.numel()) ** 2 * 13 % 101 % every == 0).reshape(shape)
+    return torch.where(kept, weights.remainder(values) + 1 if values else weights, torch.zeros(()))
+
+
+def network() -> tuple[Program, dict[str, torch.Tensor]]:
+    """A small convolutional network, written down by hand."""
+    inputs = (Input("image", (None, 1, 8, 8), torch.float32),)
+    names = ("conv.weight", "conv.bias", "head.weight", "head.bias", "scale")
+    tensors = tuple(TensorSpec(name, "buffer" if name == "scale" else "parameter") for name in names)
+    nodes = (
+        Node("conv2d", (Ref(0), Ref(1), Ref(2), [1, 1], [1, 1])),
+        Node("relu", (Ref(6),)),
+        Node("max_pool2d", (Ref(7), [2, 2], [2, 2])),
+        Node("flatten.using_ints", (Ref(8), 1)),
+        Node("linear", (Ref(9), Ref(3), Ref(4))),
+        Node("mul.Tensor", (Ref(10), Ref(5))),
+        Node("to.dtype", (Ref(11), torch.float64), {"copy": True}),
+    )
+    program = Program(inputs, tensors, nodes, {"logits": Ref(11), "precise": (Ref(12), 0.5, None, "done", -300)})
+    values = [sparse(4, 1, 3, 3, every=2), counting(4), sparse(10, 64, every=10, values=4), torch.zeros(10), torch.tensor(2.0)]
+    return program, dict(zip(names, values, strict=True))
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """A tensor for each coder, and the odd cases."""
+    wide = sparse(40, 70, every=20, values=3)
+    wide[:, ::3] = 0
+    noise = (torch.arange(600) ** 2 * 40503 % 65521 - 32768).to(torch.int16).reshape(30, 20)
+    odd = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 0, 1], dtype=torch.int64).to(torch.int32).view(torch.float32)
+    return {
+        "bool": torch.arange(20) % 3 == 0,
+        "empty": torch.zeros(0, 3),
+        "layer.0.exponent": counting(30, 20).to(torch.bfloat16),
+        "layer.0.huffman": counting(3000).remainder(5).floor().pow(3).clamp(max=30),
+        "layer.0.palette": (torch.arange(99) % 4 - 1).to(torch.float64),
+        "layer.1.sparse": torch.where(sparse(30, 20, every=8) != 0, noise, torch.zeros((), dtype=torch.int16)),
+        "layer.1.sparse_down_columns": wide.t().contiguous().t(),
+        "layer.1.sparse_exponent": sparse(60, 80, every=9),
+        "layer.1.sparse_huffman": sparse(50, 90, every=30, values=6),
+        "odd": odd,
+        "scalar": torch.tensor(7),
+    }
+
+
+FILES = {"network.fw": lambda: pack(*network()), "tensors.fw": lambda: pack(None, tensors())}
+
+if __name__ == "__main__":
+    for name, make in FILES.items():
+        (FOLDER / name).write_bytes(make())

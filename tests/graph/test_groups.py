@@ -1,0 +1,170 @@
+"""What may shrink, what must stay, and that the reason names the operation and the line."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from featherweight.errors import RequestError, UnsupportedOpError
+from featherweight.graph.capture import capture, tensors_of
+from featherweight.graph.groups import Coupling, trace
+from featherweight.graph.labels import FREE, Labels, collapse, kept_along, varying_axes
+from featherweight.pruning.neurons import plan_neurons
+from tests.graph.conv_net import ConvNet
+from tests.graph.nets import SMALL
+
+
+def coupling_of(model: nn.Module, *shapes: tuple[int, ...]) -> Coupling:
+    program = capture(model, tuple(torch.zeros(2, *shape) for shape in shapes))
+    return trace(program, tensors_of(model, program))
+
+
+class Strange(ConvNet):
+    """An operation over channels that has no rule, in one branch of two."""
+
+    middle_channels = 16
+
+    def __init__(self, strange: nn.Module) -> None:
+        super().__init__()
+        self.strange, self.free = strange, nn.Conv2d(8, 5, 1)
+        self.touched, self.after = nn.Conv2d(5, 7, 1), nn.Conv2d(7, 16, 1)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.strange(self.touched(self.free(x))))
+
+
+class Cumulated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(x, 1)
+
+
+class Contracted(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bchw,bdhw->bchw", x, x)
+
+
+class Normalised(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[1:])
+
+
+class Sorted(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sort(1).values
+
+
+@pytest.mark.parametrize("strange", [Cumulated, Contracted, Normalised, Sorted])
+def test_unknown_operation_locks_only_what_touches_it(strange: type[nn.Module]) -> None:
+    model = Strange(strange()).double().eval()
+    example = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    program = capture(model, example)
+    coupling = trace(program, tensors_of(model, program))
+    assert {(group.name, group.size) for group in coupling.groups} == {
+        ("stem.weight", 8),
+        ("free.weight", 5),
+        ("after.weight", 16),
+        ("last.weight", 6),
+    }
+    line = inspect.getsourcelines(strange)[1] + 2
+    for axis in (("touched.weight", 0), ("touched.bias", 0), ("after.weight", 1)):
+        assert f"test_groups.py:{line}" in coupling.locked[axis]
+        assert "no rule" in coupling.locked[axis]
+    plan = plan_neurons(model, example, sparsity=0.5)
+    assert f"test_groups.py:{line}" in str(plan)
+    torch.testing.assert_close(plan.apply(model)(example), plan.mask(model)(example))
+
+
+def test_inputs_and_outputs_are_locked() -> None:
+    coupling = coupling_of(ConvNet(), (3, 8, 8))
+    assert coupling.locked == {
+        ("stem.weight", 1): "it is an input of the network",
+        ("head.2.weight", 0): "it is an output of the network",
+        ("head.2.bias", 0): "it is an output of the network",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("residual", {"stem.weight": (8, 1), "projection.weight": (10, 1), "b.0.weight": (5, 1), "last.weight": (6, 1)}),
+        ("depthwise", {"stem.weight": (8, 1), "point.weight": (9, 1), "last.weight": (6, 1)}),
+        ("grouped", {"stem.weight": (4, 2), "two.weight": (3, 4), "four.weight": (3, 4), "last.weight": (6, 1)}),
+        ("shuffled-by-torch", {"stem.weight": (4, 2), "last.weight": (6, 1)}),
+        ("pixel-shuffled", {"stem.weight": (2, 4), "last.weight": (6, 1)}),
+        ("tied", {"stem.weight": (8, 1), "last.weight": (6, 1)}),
+        ("sequence", {"a.weight": (4, 2), "b.weight": (3, 2), "c.weight": (5, 1)}),
+        ("steps", {"last.weight": (6, 1)}),
+        ("picked", {"stem.weight": (5, 1), "last.weight": (6, 1)}),
+        ("folded", {"last.weight": (6, 1)}),
+        ("shifted-channels", {"last.weight": (6, 1)}),
+        ("tied-across", {}),
+    ],
+)
+def test_channels_are_grouped(name: str, expected: dict[str, tuple[int, int]]) -> None:
+    """For each group its channels, and how many filters of its first tensor one channel has."""
+    make, shapes = SMALL[name]
+    groups = coupling_of(make(), *shapes).groups
+    assert {g.name: (g.size, g.members[g.name, 0].shape[1]) for g in groups} == expected
+
+
+def test_flattened_channels_take_their_positions_along() -> None:
+    make, shapes = SMALL["flatten"]
+    group = coupling_of(make(), *shapes).groups[0]
+    torch.testing.assert_close(group.members["hidden.weight", 1], torch.arange(54).reshape(6, 9))
+
+
+def test_groups_do_not_overlap_and_cover_the_free_axes() -> None:
+    for make, shapes in (SMALL["chunked"], SMALL["dense"], SMALL["repeated"]):
+        coupling = coupling_of(make(), *shapes)
+        seen: dict[tuple[str, int], list[int]] = {}
+        for group in coupling.groups:
+            for axis, indices in group.members.items():
+                seen.setdefault(axis, []).extend(indices.flatten().tolist())
+        for axis, indices in seen.items():
+            assert len(indices) == len(set(indices))
+            assert max(indices) < len(coupling.axes[axis])
+
+
+def test_nothing_to_prune_is_an_error_with_its_reasons() -> None:
+    with pytest.raises(UnsupportedOpError, match="output of the network"):
+        plan_neurons(nn.Linear(4, 2), torch.zeros(1, 4), sparsity=0.5)
+    with pytest.raises(RequestError, match="include"):
+        plan_neurons(ConvNet(), torch.zeros(1, 3, 8, 8), sparsity=0.5, include=["nothing*"])
+
+
+def test_labels_tie_and_lock_transitively() -> None:
+    labels = Labels()
+    a, b = labels.fresh(3), labels.fresh(3)
+    labels.tie(a, b.flip(0))
+    labels.lock(b[:1], "first")
+    labels.lock(a[2:], "second")
+    labels.tie(a[0], a[1])
+    assert [labels.reason_locked(int(x)) for x in a] == [None, None, "first"]
+    assert labels.find(int(b[2])) == labels.find(int(b[1])) == labels.find(int(a[0]))
+    labels.lock(labels.fresh(1), "alone")
+    assert labels.reason_locked(int(b[1])) is None
+    labels.tie(a, torch.tensor(0))
+    assert [labels.reason_locked(int(x)) for x in b] == ["it is an input of the network"] * 3
+
+
+def test_free_labels_tie_nothing() -> None:
+    labels = Labels()
+    a = labels.fresh(2)
+    labels.tie(a, torch.tensor(FREE))
+    labels.lock(torch.tensor(FREE), "nothing")
+    assert labels.roots(torch.tensor([FREE, *a])).tolist() == [FREE, *a.tolist()]
+    assert [labels.reason_locked(int(x)) for x in a] == [None, None]
+
+
+def test_expanded_labels_are_handled_small() -> None:
+    labels = torch.arange(4).reshape(4, 1).expand(2, 4, 10**6)
+    assert collapse(labels)[0].shape == (1, 4, 1)
+    assert varying_axes(labels) == (1,)
+    removed = torch.tensor([True, False, False, True])
+    kept = kept_along(labels, removed)
+    assert kept[1].tolist() == [False, True, True, False]
+    assert all(bool(k.all()) and len(k) == size for k, size in ((kept[0], 2), (kept[2], 10**6)))

@@ -1,0 +1,30 @@
+"""A search without its slowest part, the export to ONNX, for tests that are about something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from torch import nn
+
+from featherweight.measuring.latency import Latency
+from featherweight.search import compress as compress_module
+from featherweight.training import Data, load_data
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency is a microsecond per parameter, and nothing is exported."""
+
+    def latencies(models: Sequence[nn.Module], example: object) -> list[Latency]:
+        return [Latency(sum(p.numel() for p in model.parameters()) * 1e-6, 0.0, 7, 1, 1, "none") for model in models]
+
+    module = __import__("sys").modules[compress_module.__module__]
+    monkeypatch.setattr(module, "compare_latency", latencies)
+    monkeypatch.setattr(module, "translate", lambda model, example: b"")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    """Few batches, so that an epoch is quick."""
+    return load_data("digits", batch_size=500)

@@ -92,7 +92,7 @@ def compress(
         training = None
         if weights is None and not trained and not has_weights(model):
             training = plan.training or _default_training()
-            typer.echo(f"{model} has no weights: it is trained first, for {training.epochs} epochs", err=True)
+            typer.echo(f"{model} has no weights: it is trained first, for {training.epochs_on(loaders.train)} epochs", err=True)
         plan = replace(plan, training=training)
         with RichProgress() as progress:
             found = run(net, loaders, budget=limits, recipe=plan, out=out, resume=resume, progress=progress)
@@ -176,7 +176,7 @@ def _load(model: str, data: str, data_dir: Path | None, weights: Path | None, se
 def _default_training() -> Tuning:
     from featherweight.training import Tuning
 
-    return Tuning(epochs=15)
+    return Tuning(epochs=15, min_steps=600)
 
 
 def main() -> None:

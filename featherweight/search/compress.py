@@ -25,7 +25,7 @@ from featherweight.packaging import save
 from featherweight.packaging.writer import pack
 from featherweight.search.budget import Budget
 from featherweight.search.journal import Journal, Network
-from featherweight.search.recipe import Attempt, NothingToDo, Recipe, kind_of
+from featherweight.search.recipe import Attempt, NothingToDo, Recipe, Step, kind_of
 from featherweight.training import Data, Tuning, check_finite, check_fits, evaluate, fit
 from featherweight.training.loop import AfterStep
 from featherweight.training.progress import Progress, silent
@@ -175,7 +175,9 @@ class _Search:
                     place = {"step": number, "kind": kind_of(step), "attempt": position, "setting": dict(attempt.setting)}
                     label = f"{kind_of(step)} {_short(attempt)}"
                     try:
-                        outcome, network = self._try(attempt, current, base, label, _Bar(reference, lightest))
+                        outcome, network = self._try(
+                            attempt, current, base, label, _Bar(reference, self._allowed(step), lightest)
+                        )
                     except TrainingError as error:
                         return current, str(error)
                     entry = place | outcome
@@ -199,9 +201,8 @@ class _Search:
             return {"accepted": False, "within_budget": False, "outcome": NOTHING_TO_DO, "note": str(reason)}, current
         self._tune(model, attempt.tuning, attempt.after_step, label)
         accuracy, figures = evaluate(model, self.data.validation), self._figures(model)
-        allowed = DEFAULT_DROP if self.budget.accuracy_drop is None else self.budget.accuracy_drop
         drop = 100 * (bar.accuracy - accuracy)
-        outcome = TOO_INACCURATE if drop > allowed + 1e-9 else KEPT if bar.is_above(figures) else NO_LIGHTER
+        outcome = TOO_INACCURATE if drop > bar.allowed + 1e-9 else KEPT if bar.is_above(figures) else NO_LIGHTER
         entry = {
             "validation_accuracy": accuracy,
             "validation_drop": drop,
@@ -213,6 +214,10 @@ class _Search:
         }
         self.progress(label, 1, 1, f"{figures['size_bytes']} bytes, {100 * accuracy:.2f} % on validation, {outcome}")
         return entry, Network(model, (*current.plans, plan) if plan is not None else current.plans)
+
+    def _allowed(self, step: Step) -> float:
+        """Percentage points of accuracy that may be lost by the end of a step."""
+        return step.share * (DEFAULT_DROP if self.budget.accuracy_drop is None else self.budget.accuracy_drop)
 
     def _tune(self, model: nn.Module, tuning: Tuning, after_step: AfterStep | None, label: str) -> None:
         """Trains in place. The bar stays short of its end, which is for saying what came of it."""
@@ -246,9 +251,11 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Bar:
-    """What a proposal is held against: the uncompressed network's accuracy, and the figures of the lightest network so far."""
+    """What a proposal is held against: the uncompressed network's accuracy, the percentage points it may lose, and the figures
+    of the lightest network so far."""
 
     accuracy: float
+    allowed: float
     figures: Mapping[str, Any]
 
     def is_above(self, figures: Mapping[str, Any]) -> bool:

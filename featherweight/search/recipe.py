@@ -57,6 +57,7 @@ class PruneNeurons:
         allocation: a name in `ALLOCATIONS`.
         round_to: neurons kept are a multiple of this.
         tuning: how to train after each round.
+        share: how much of the loss of accuracy that the budget allows may be used up when this step ends, in [0, 1].
 
     Raises:
         RequestError: a setting is out of range, or a name unknown.
@@ -67,7 +68,8 @@ class PruneNeurons:
     criterion: str = "magnitude"
     allocation: str = "global"
     round_to: int = 1
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=3, learning_rate=1e-3))
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=3, min_steps=400))
+    share: float = 0.4
 
     def __post_init__(self) -> None:
         _check("sparsity", self.sparsity, "a number in (0, 1)", _is_share(self.sparsity))
@@ -75,6 +77,7 @@ class PruneNeurons:
         look_up(NEURON_CRITERIA, self.criterion, "criterion")
         look_up(ALLOCATIONS, self.allocation, "allocation")
         _check("round_to", self.round_to, "a whole number >= 1", _is_whole(self.round_to, 1))
+        _check("share", self.share, "a number in [0, 1]", self.share in (0, 1) or _is_share(self.share))
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each round on top of the last one that was accepted."""
@@ -107,6 +110,7 @@ class PruneWeights:
         schedule: how it grows while training, a name in `pruning.schedule.SCHEDULES`.
         until: the share of the training in which it grows; the rest tunes with fixed masks.
         tuning: how to train towards each sparsity.
+        share: how much of the loss of accuracy that the budget allows may be used up when this step ends, in [0, 1].
 
     Raises:
         RequestError: a setting is out of range, or a name unknown.
@@ -115,13 +119,15 @@ class PruneWeights:
     sparsities: tuple[float, ...] = (0.5, 0.7, 0.8, 0.87, 0.92, 0.95, 0.97, 0.98, 0.99)
     schedule: str = "cubic"
     until: float = 0.6
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=4, learning_rate=1e-3))
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=4, min_steps=600))
+    share: float = 0.8
 
     def __post_init__(self) -> None:
         holds = _is_list(self.sparsities, _is_share) and _increases(self.sparsities)
         _check("sparsities", self.sparsities, "a list of increasing numbers in (0, 1)", holds)
         look_up(SCHEDULES, self.schedule, "schedule")
         _check("until", self.until, "a number in (0, 1]", self.until == 1 or _is_share(self.until))
+        _check("share", self.share, "a number in [0, 1]", self.share in (0, 1) or _is_share(self.share))
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each sparsity from the last one that was accepted."""
@@ -147,6 +153,7 @@ class ClusterWeights:
         clusters: how many shared values for each tensor, decreasing.
         init: where the centroids start, a name in `quantization.clusters.INITIALISATIONS`.
         tuning: how to train the centroids.
+        share: how much of the loss of accuracy that the budget allows may be used up when this step ends, in [0, 1].
 
     Raises:
         RequestError: a setting is out of range, or a name unknown.
@@ -154,12 +161,14 @@ class ClusterWeights:
 
     clusters: tuple[int, ...] = (64, 32, 16, 8)
     init: str = "linear"
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=2, learning_rate=3e-4))
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=2, min_steps=400, learning_rate=3e-4))
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         holds = _is_list(self.clusters, lambda count: _is_whole(count, 1, 65535)) and _increases(self.clusters[::-1])
         _check("clusters", self.clusters, "a list of decreasing whole numbers in [1, 65535]", holds)
         look_up(INITIALISATIONS, self.init, "init")
+        _check("share", self.share, "a number in [0, 1]", self.share in (0, 1) or _is_share(self.share))
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each number of clusters, from the network as it was before this step."""

@@ -58,6 +58,7 @@ class Tuning:
 
     Args:
         epochs: passes over the training data, at least 0; 0 leaves the weights as they are.
+        min_steps: at least 0; on small data there are as many more epochs as it takes to make so many steps.
         learning_rate: the highest rate, above 0.
         optimizer: a name in `OPTIMIZERS`.
         weight_decay: at least 0; on every trained parameter, biases and norms included.
@@ -74,6 +75,7 @@ class Tuning:
     """
 
     epochs: int = 1
+    min_steps: int = 0
     learning_rate: float = 1e-3
     optimizer: str = "adam"
     weight_decay: float = 0.0
@@ -83,6 +85,9 @@ class Tuning:
 
     def __post_init__(self) -> None:
         _check_range("epochs", self.epochs, "a whole number >= 0", isinstance(self.epochs, int) and self.epochs >= 0)
+        _check_range(
+            "min_steps", self.min_steps, "a whole number >= 0", isinstance(self.min_steps, int) and self.min_steps >= 0
+        )
         _check_range("learning_rate", self.learning_rate, "finite and > 0", 0 < self.learning_rate < math.inf)
         _check_range("weight_decay", self.weight_decay, "finite and >= 0", 0 <= self.weight_decay < math.inf)
         _check_range("warmup", self.warmup, "in [0, 1)", 0 <= self.warmup < 1)
@@ -92,6 +97,10 @@ class Tuning:
             ("precision", self.precision, _PRECISIONS),
         ):
             _check_range(name, value, f"one of {', '.join(known)}", value in known)
+
+    def epochs_on(self, loader: Loader) -> int:
+        """How many passes over these batches are made."""
+        return max(self.epochs, -(-self.min_steps // len(loader))) if self.epochs else 0
 
 
 def _check_range(name: str, value: object, rule: str, holds: bool) -> None:
@@ -179,7 +188,7 @@ def fit(
     run = _Run(fabric, model, forward, stepper, loader, tuning, loss, progress, after_step)
     good = _snapshot(model)
     with in_mode(model, training=True), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for epoch in range(first, tuning.epochs):
+        for epoch in range(first, tuning.epochs_on(loader)):
             torch.manual_seed(seed * 1_000_003 + epoch)
             try:
                 run.train_epoch(epoch)
@@ -208,10 +217,11 @@ class _Run:
     def train_epoch(self, epoch: int) -> None:
         """One pass over the loader."""
         batches = len(self.loader)
-        steps = batches * self.tuning.epochs
+        epochs = self.tuning.epochs_on(self.loader)
+        steps = batches * epochs
         for batch, (inputs, targets) in enumerate(self.loader):
             step = epoch * batches + batch
-            where = f"epoch {epoch + 1}/{self.tuning.epochs}"
+            where = f"epoch {epoch + 1}/{epochs}"
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate_at(self.tuning, step, steps)
             loss = self._step(*self.fabric.to_device((inputs, targets)))

@@ -28,9 +28,9 @@ from featherweight.graph.program import (
 
 REFUSED = (
     "from_file from_file.out set_ set_.source_Storage set_.source_Tensor set.source_Tensor _print save _save resize_ "
-    "resize_.default bernoulli normal_ random_ __init__ __class__ __getattr__ __module__ name _dir relu.__class__ relu.overloads "
-    "relu.default.__class__ aten.relu torch.ops.aten.relu .relu relu.nothing nothing ../relu relu\0 py.__import__ py.exec py.eval "
-    "py.getattr py.attrgetter py.methodcaller py.call py.setitem py.delitem py.iadd py. py"
+    "resize_.default bernoulli normal_ random_ __init__ __class__ __getattr__ __module__ name _dir relu.__class__ "
+    "relu.overloads relu.default.__class__ aten.relu torch.ops.aten.relu .relu relu.nothing nothing ../relu relu\0 "
+    "py.__import__ py.exec py.eval py.getattr py.attrgetter py.methodcaller py.call py.setitem py.delitem py.iadd py. py"
 ).split()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from featherweight.errors import RequestError
+from featherweight.errors import RequestError, UnsupportedOpError
 from featherweight.graph.capture import capture, tensors_of, twin_of
 from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate, fold
 from featherweight.graph.groups import Axis, Coupling, trace
@@ -27,8 +27,6 @@ from featherweight.graph.sizes import Resize
 __all__ = ["Plan", "PlannedGroup"]
 
 _log = logging.getLogger(__name__)
-_AGREEMENT = 1e-3
-"""Largest relative difference between the user's own class and its captured twin after surgery, in the network's precision."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,13 @@ class Plan:
 
         Raises:
             RequestError: the plan does not fit the network, removes what must stay, or would empty an axis.
-            UnsupportedOpError: an operation does not run with the new sizes (named with file:line).
+            UnsupportedOpError: an operation does not run with the new sizes (named with file:line), or the result is not what
+                the masked network gives.
         """
         if not self.removed:
             return duplicate(model)
         folded = fold(model)
-        program = capture(folded, Program(self.inputs, (), (), None).example())
+        program = capture(folded, _on_device_of(folded, Program(self.inputs, (), (), None).example()))
         tensors = tensors_of(folded, program)
         coupling = trace(program, tensors)
         goes = _labels_removed(self, coupling, folded)
@@ -93,9 +92,21 @@ class Plan:
         taken = {name: _take(tensor, name, kept).clone() for name, tensor in tensors.items()}
         infer_shapes(smaller, taken)
         twin = twin_of(folded, smaller, taken)
+        self._check(ProgramModule(program, tensors_of(self.mask(folded), program)), twin)
         result = twin if isinstance(model, ProgramModule) else _own_class(folded, twin, kept)
         _constrain_like(result, model, kept)
         return result
+
+    def _check(self, masked: ProgramModule, smaller: ProgramModule) -> None:
+        """Every plan checks itself: masked and applied must agree. (A NaN of the mask's own, such as 0 / 0, says nothing.)"""
+        inputs = _on_device_of(masked, masked.program.example(batch=2, seed=2))
+        with torch.no_grad():
+            difference = _difference(duplicate(smaller).eval()(*inputs), masked.eval()(*inputs))
+        if difference > _tolerance(masked):
+            raise UnsupportedOpError(
+                f"a smaller network must compute what the masked one does, but they differ by {difference:.2g} of the largest "
+                "output: some operation couples channels in a way its rule does not know; exclude its tensors, and report it"
+            )
 
     def to_json(self) -> str:
         """The plan as JSON, keys sorted."""
@@ -223,8 +234,7 @@ def _own_class(folded: nn.Module, twin: ProgramModule, kept: Mapping[Axis, torch
         tensor = _tensor(own, name)
         tensor.data = _take(tensor.data, name, kept).clone()
     _refresh_sizes(own, twin.program)
-    device = next((t.device for t in twin.state_dict().values()), None)
-    inputs = tuple(x.to(device) for x in twin.program.example(batch=3, seed=1))
+    inputs = _on_device_of(twin, twin.program.example(batch=3, seed=1))
     check = duplicate(twin).eval()
     with torch.no_grad():
         expected = check(*inputs)
@@ -233,7 +243,7 @@ def _own_class(folded: nn.Module, twin: ProgramModule, kept: Mapping[Axis, torch
         except Exception as error:  # it is the user's code, which may raise anything
             _log.warning("%s hard-wires a size (%s); a captured program comes back instead", type(folded).__name__, error)
             return twin
-    if not difference <= _AGREEMENT:
+    if not difference <= _tolerance(twin):
         message = "%s disagrees with its captured program after surgery (by %.2g); the program comes back"
         _log.warning(message, type(folded).__name__, difference)
         return twin
@@ -276,6 +286,17 @@ def _refresh_sizes(model: nn.Module, program: Program) -> None:
             module.num_features = weight.shape[0]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = weight.shape[0]
+
+
+def _on_device_of(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    device = next((tensor.device for tensor in model.state_dict().values()), None)
+    return tuple(x.to(device) for x in inputs)
+
+
+def _tolerance(model: nn.Module) -> float:
+    """The largest relative difference between two ways of computing one thing: ten times √ε of the coarsest weight."""
+    floats = [t.dtype for t in model.state_dict().values() if t.is_floating_point()]
+    return float(10 * max((torch.finfo(dtype).eps for dtype in floats), default=0.0) ** 0.5)
 
 
 def _difference(a: Any, b: Any) -> float:

@@ -271,9 +271,16 @@ def _step(table: Mapping[str, Any], where: str) -> Step:
     default = look_up(STEPS, kind, f"the kind of {where}")()
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "kind"}
     if "tuning" in settings:
-        settings["tuning"] = _changed(default.tuning, settings["tuning"], f"the tuning of {where}")
+        settings["tuning"] = _tuning(default.tuning, settings["tuning"], f"the tuning of {where}")
     step: Step = _changed(default, settings, f"{where} ({kind})")
     return step
+
+
+def _tuning(default: Tuning, settings: Any, what: str) -> Tuning:
+    """Where a recipe says how many epochs, so many it is: the default's least number of steps does not hold."""
+    names_epochs = isinstance(settings, dict) and "epochs" in settings
+    tuning: Tuning = _changed(replace(default, min_steps=0) if names_epochs else default, settings, what)
+    return tuning
 
 
 def _changed(default: Any, settings: Any, what: str) -> Any:

@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from featherweight.errors import RequestError
+from featherweight.errors import RequestError, UnsupportedOpError
+from featherweight.graph import surgery
 from featherweight.graph.capture import capture, tensors_of, to_module
 from featherweight.graph.groups import Coupling, trace
 from featherweight.graph.program import Program, ProgramModule
 from featherweight.graph.surgery import Plan, PlannedGroup
 from featherweight.nets import NETS
-from featherweight.pruning.neurons import make_plan
+from featherweight.pruning.neurons import make_plan, plan_neurons
 from tests.graph.conv_net import ConvNet
 from tests.graph.nets import HARD_WIRED, SMALL, Residual
 
@@ -188,6 +189,21 @@ def test_a_program_stays_a_program() -> None:
     smaller = plan.apply(twin)
     assert isinstance(smaller, ProgramModule)
     assert difference(smaller(*inputs(shapes)), plan.apply(model)(*inputs(shapes))) < 1e-12
+
+
+def test_a_plan_checks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that misjudges what goes together must not give a wrong network quietly."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    right = surgery._take
+
+    def wrong(tensor: torch.Tensor, name: str, kept: Any) -> torch.Tensor:
+        return right(tensor.roll(1, dims=0) if name == "0.weight" else tensor, name, kept)
+
+    plan = plan_neurons(net, torch.zeros(1, 4), sparsity=0.5)
+    assert plan.apply(net)(torch.zeros(3, 4)).shape == (3, 2)
+    monkeypatch.setattr(surgery, "_take", wrong)
+    with pytest.raises(UnsupportedOpError, match="must compute what the masked one does"):
+        plan.apply(net)
 
 
 def test_empty_plan_is_the_identity() -> None:

@@ -70,12 +70,13 @@ def _documented(value: Any) -> bool:
 
 
 def _functions(module_name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The public functions that are written in a module."""
+    """The functions a folder promises; what only its files share needs a docstring, not the whole form."""
     module = importlib.import_module(module_name)
-    for name in getattr(module, "__all__", ()):
-        function = inspect.unwrap(getattr(module, name))
-        if inspect.isfunction(function) and function.__module__ == module_name:
-            yield name, function
+    if hasattr(module, "__path__"):
+        for name in module.__all__:
+            function = inspect.unwrap(getattr(module, name))
+            if inspect.isfunction(function):
+                yield name, function
 
 
 def _faults(name: str, function: Callable[..., Any]) -> Iterator[str]:

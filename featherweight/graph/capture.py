@@ -92,8 +92,20 @@ def as_example(example: Example) -> tuple[Any, ...]:
 def tensors_of(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
     """The program's tensors, read from the module it was captured from, constraints folded; detached, not copied.
 
+    Args:
+        model: the module; it is not changed.
+        program: captured from it.
+
+    Returns:
+        A tensor for each of `program.tensors`, by name.
+
     Raises:
         CaptureError: the module lacks one of them, so it is not what the program was captured from.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> sorted(tensors_of(layer, capture(layer, torch.zeros(1, 4))))
+        ['bias', 'weight']
     """
     found = {}
     for spec in program.tensors:
@@ -110,7 +122,23 @@ def tensors_of(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
 
 
 def to_module(model: nn.Module, example: Example) -> ProgramModule:
-    """The captured twin of a module: same weights (copied), same mode, same outputs, no code of the user's."""
+    """The captured twin of a module: same weights (copied), same mode, same outputs, no code of the user's.
+
+    Args:
+        model: any module that `torch.export` captures; it is not changed.
+        example: a batch of inputs.
+
+    Returns:
+        The twin.
+
+    Raises:
+        CaptureError, UnsupportedOpError: as `capture` says.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> torch.equal(to_module(layer, torch.zeros(1, 4))(torch.ones(3, 4)), layer(torch.ones(3, 4)))
+        True
+    """
     program = capture(model, example)
     folded = fold(model)
     return twin_of(folded, program, {name: t.clone() for name, t in tensors_of(model, program).items()})

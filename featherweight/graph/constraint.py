@@ -36,7 +36,20 @@ class Constraint(nn.Module):
 
 
 def constrain(model: nn.Module, name: str, constraint: Constraint) -> None:
-    """Puts a constraint on the tensor called `name` ("conv1.weight"), in place, after those it may already have."""
+    """Puts a constraint on a tensor, in place, after those it may already have.
+
+    Args:
+        model: the module, which is changed.
+        name: of a parameter or buffer ("conv1.weight").
+        constraint: its `right_inverse` gives what is trained from then on.
+
+    Example:
+        >>> from featherweight.pruning import Mask
+        >>> layer = nn.Linear(2, 1)
+        >>> constrain(layer, "weight", Mask(torch.tensor([[True, False]])))
+        >>> layer.weight[0, 1].item()
+        0.0
+    """
     owner, _, leaf = name.rpartition(".")
     parametrize.register_parametrization(model.get_submodule(owner), leaf, constraint)
 
@@ -51,7 +64,18 @@ def constraints_of(model: nn.Module, name: str) -> list[Constraint]:
 
 
 def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
-    """Every constrained tensor of the model: its plain name and its constraints."""
+    """Every constrained tensor of a model.
+
+    Args:
+        model: any module.
+
+    Returns:
+        For each tensor's plain name ("conv1.weight") its constraints, first applied first.
+
+    Example:
+        >>> constrained(nn.Linear(2, 1))
+        {}
+    """
     found = {}
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):

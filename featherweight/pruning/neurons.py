@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Required, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -17,7 +18,19 @@ from featherweight.graph.surgery import Plan, PlannedGroup
 from featherweight.pruning.allocation import ALLOCATIONS
 from featherweight.pruning.criteria import NEURON_CRITERIA
 
-__all__ = ["make_plan", "plan_neurons", "prune_neurons"]
+__all__ = ["NeuronOptions", "make_plan", "plan_neurons", "prune_neurons"]
+
+
+class NeuronOptions(TypedDict, total=False):
+    """The options of `plan_neurons`, for functions that pass them on."""
+
+    sparsity: Required[float]
+    criterion: str
+    allocation: str
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    round_to: int
+    seed: int
 
 
 def plan_neurons(
@@ -84,48 +97,26 @@ def plan_neurons(
     return make_plan(program, coupling, [(groups[key], removed[key]) for key in groups])
 
 
-def prune_neurons(
-    model: nn.Module,
-    example: Example,
-    *,
-    sparsity: float,
-    criterion: str = "magnitude",
-    allocation: str = "global",
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-    round_to: int = 1,
-    seed: int = 0,
-) -> nn.Module:
-    """Removes neurons at once: `plan_neurons`, then `Plan.apply`. The arguments are those of `plan_neurons`.
+def prune_neurons(model: nn.Module, example: Example, **options: Unpack[NeuronOptions]) -> nn.Module:
+    """Removes neurons at once: `plan_neurons`, then `Plan.apply`.
 
     Args:
         model: any module that `torch.export` captures; it is not changed.
         example: a batch of inputs.
-        sparsity: fraction of the neurons removed, in [0, 1).
-        criterion: a name in `NEURON_CRITERIA`.
-        allocation: a name in `ALLOCATIONS`.
-        include: shell-style patterns of tensor names; only groups that hold one, if given.
-        exclude: patterns of tensor names; no group that holds one.
-        round_to: the number of neurons kept in each group is rounded up to a multiple of this, at least 1.
-        seed: for criteria that draw random numbers.
+        **options: those of `plan_neurons`; `sparsity` is required.
 
     Returns:
         The smaller network, constraints kept.
 
     Raises:
-        RequestError: an unknown name, a sparsity outside [0, 1), `round_to` below 1, patterns that leave nothing.
-        UnsupportedOpError: nothing may shrink; the operations that stand in the way are named.
+        RequestError, UnsupportedOpError: as `plan_neurons` and `Plan.apply` say.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> prune_neurons(net, torch.zeros(1, 4), sparsity=0.5)[0].weight.shape
         torch.Size([4, 4])
     """
-    plan = plan_neurons(
-        model, example, sparsity=sparsity, criterion=criterion, allocation=allocation,
-        include=include, exclude=exclude, round_to=round_to, seed=seed,
-    )  # fmt: skip
-    return plan.apply(model)
+    return plan_neurons(model, example, **options).apply(model)
 
 
 def make_plan(program: Program, coupling: Coupling, removed: Sequence[tuple[Group, torch.Tensor]]) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Required, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -14,7 +15,18 @@ from featherweight.pruning.allocation import ALLOCATIONS
 from featherweight.pruning.criteria import WEIGHT_CRITERIA
 from featherweight.pruning.schedule import SCHEDULES
 
-__all__ = ["GradualPruning", "Mask", "apply_masks", "plan_weights", "prune_weights"]
+__all__ = ["GradualPruning", "Mask", "WeightOptions", "apply_masks", "plan_weights", "prune_weights"]
+
+
+class WeightOptions(TypedDict, total=False):
+    """The options of `plan_weights`, for functions that pass them on."""
+
+    sparsity: Required[float]
+    criterion: str
+    allocation: str
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    seed: int
 
 
 class Mask(Constraint):
@@ -120,26 +132,12 @@ def _set_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
             constrain(model, name, Mask(mask))
 
 
-def prune_weights(
-    model: nn.Module,
-    *,
-    sparsity: float,
-    criterion: str = "magnitude",
-    allocation: str = "global",
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-    seed: int = 0,
-) -> nn.Module:
-    """Removes weights at once: `plan_weights`, then `apply_masks`. The arguments are those of `plan_weights`.
+def prune_weights(model: nn.Module, **options: Unpack[WeightOptions]) -> nn.Module:
+    """Removes weights at once: `plan_weights`, then `apply_masks`.
 
     Args:
         model: any module; it is not changed.
-        sparsity: fraction of the selected weights that is zero afterwards, in [0, 1).
-        criterion: a name in `WEIGHT_CRITERIA`.
-        allocation: a name in `ALLOCATIONS`.
-        include: shell-style patterns of parameter names; by default every weight of two or more axes.
-        exclude: patterns of names to leave alone.
-        seed: for criteria that draw random numbers.
+        **options: those of `plan_weights`; `sparsity` is required.
 
     Returns:
         A copy with masks; `graph.fold` bakes them in.
@@ -152,10 +150,7 @@ def prune_weights(
         >>> int((pruned.weight != 0).sum())
         10
     """
-    masks = plan_weights(
-        model, sparsity=sparsity, criterion=criterion, allocation=allocation, include=include, exclude=exclude, seed=seed
-    )
-    return apply_masks(model, masks)
+    return apply_masks(model, plan_weights(model, **options))
 
 
 class GradualPruning:

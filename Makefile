@@ -7,7 +7,7 @@ WORKERS := 2
 
 demo: .venv/.installed-data
 	@mkdir -p demo
-	$(BIN)/featherweight compress zoo:lenet-300-100 --data digits --budget accuracy_drop=2pp --out demo/digits.fw
+	OMP_NUM_THREADS=1 $(BIN)/featherweight compress zoo:lenet-300-100 --data digits --budget accuracy_drop=2pp --out demo/digits.fw
 	@echo "the packed network is in demo/digits.fw"
 
 # One thread for each worker: the workers share the cores already.

@@ -92,7 +92,9 @@ def compress(
         training = None
         if weights is None and not trained and not has_weights(model):
             training = plan.training or _default_training()
-            typer.echo(f"{model} has no weights: it is trained first, for {training.epochs_on(loaders.train)} epochs", err=True)
+            if not resume:  # a run to resume may be long past its training
+                epochs = training.epochs_on(loaders.train)
+                typer.echo(f"{model} has no weights: it is trained first, for {epochs} epochs", err=True)
         plan = replace(plan, training=training)
         with RichProgress() as progress:
             found = run(net, loaders, budget=limits, recipe=plan, out=out, resume=resume, progress=progress)

@@ -211,7 +211,6 @@ def test_wrong_requests(folder: Path, arguments: list[str], complaint: str) -> N
     result = run(*arguments)
     assert result.exit_code == WRONG, result.output
     assert complaint in result.stderr
-    assert "trained first" not in result.stderr.replace(complaint, "")
     assert sorted(folder.rglob("*")) == before, "nothing half-written"
 
 
@@ -274,38 +273,32 @@ def test_interrupted_where_there_is_nothing_to_resume(monkeypatch: pytest.Monkey
     assert "resume" not in result.stderr
 
 
+@pytest.mark.usefixtures("no_export")
 def test_real_signals(folder: Path) -> None:
     """Ctrl-C in the training, then SIGKILL after some more of it; resumed, the file is that of a run without either."""
-    command = [
-        sys.executable, "-m", "featherweight.cli", "compress", "zoo:mlp", "--data", "digits", "--recipe", "quick.toml",
-        "--budget", "accuracy_drop=90pp", "--out",
-    ]  # fmt: skip
-    (folder / "quick.toml").write_text(QUICK.replace("epochs = 2", "epochs = 150"))
-    root = str(Path(__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    (folder / "quick.toml").write_text(QUICK.replace("epochs = 2", "epochs = 100"))
+    request = ["compress", "zoo:mlp", "--data", "digits", "--recipe", "quick.toml", "--budget", "accuracy_drop=90pp"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     checkpoint = folder / "killed.fw.checkpoint" / "epoch.pt"
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
-        )
+        command = [sys.executable, "-m", "featherweight.cli", *request, "--out", "killed.fw", *arguments]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True)
 
-    process = start("killed.fw")
+    process = start()
     wait_for_change(checkpoint, 0.0, process)
     process.send_signal(signal.SIGINT)
-    assert "--resume goes on" in process.communicate()[1]
+    assert process.communicate()[1].endswith("--resume goes on\n")
     assert process.returncode == INTERRUPTED
 
-    process = start("killed.fw", "--resume")
+    process = start("--resume")
     wait_for_change(checkpoint, checkpoint.stat().st_mtime, process)
     process.kill()
     process.communicate()
     assert not (folder / "killed.fw").exists()
 
-    for arguments in (("killed.fw", "--resume"), ("whole.fw",)):
-        process = start(*arguments)
-        assert process.communicate()[1].count("Traceback") == 0
-        assert process.returncode == DONE
+    assert run(*request, "--out", "killed.fw", "--resume").exit_code == DONE
+    assert run(*request, "--out", "whole.fw").exit_code == DONE
     assert (folder / "killed.fw").read_bytes() == (folder / "whole.fw").read_bytes()
 
 

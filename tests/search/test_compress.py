@@ -24,8 +24,8 @@ from featherweight.training.loaders import Batch, Loader
 
 QUICK = Tuning(epochs=1, learning_rate=1e-3)
 STEPS = (
-    PruneNeurons(sparsity=0.3, rounds=2, tuning=QUICK),
-    PruneWeights(sparsities=(0.5, 0.8), tuning=QUICK),
+    PruneNeurons(sparsity=0.3, rounds=2, tuning=QUICK, share=1),
+    PruneWeights(sparsities=(0.5, 0.8), tuning=QUICK, share=1),
     ClusterWeights(clusters=(16, 4), tuning=QUICK),
 )
 ANY_LOSS = Budget(accuracy_drop=99)
@@ -122,7 +122,7 @@ def test_test_data_are_read_once_for_each_network(trained: nn.Module, digits: Da
 @pytest.mark.usefixtures("no_export")
 def test_what_costs_too_much_is_undone(trained: nn.Module, digits: Data) -> None:
     """Without tuning, 99 % sparsity ruins the network; the step ends there, and the next goes on from what it had kept."""
-    steps = (PruneWeights(sparsities=(0.1, 0.99, 0.995)), ClusterWeights(clusters=(64,)))
+    steps = (PruneWeights(sparsities=(0.1, 0.99, 0.995), share=1), ClusterWeights(clusters=(64,)))
     found = compress(trained, digits, budget=Budget(accuracy_drop=3), recipe=Recipe(steps=steps), tune=no_tuning)
     assert outcomes(found) == [
         ("prune-weights", "kept"), ("prune-weights", "undone, too inaccurate"), ("cluster-weights", "kept"),
@@ -134,6 +134,20 @@ def test_what_costs_too_much_is_undone(trained: nn.Module, digits: Data) -> None
     assert float((weights == 0).float().mean()) == pytest.approx(0.1, abs=1e-3)
     reference = evaluate(trained, digits.validation)
     assert 100 * (reference - evaluate(found.model, digits.validation)) <= 3
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_step_may_use_up_its_share_of_the_loss(trained: nn.Module, digits: Data) -> None:
+    """The same attempt, which costs something, is kept or undone by the share of its step alone."""
+    cost = compress(trained, digits, budget=ANY_LOSS, recipe=harsh(share=1), tune=no_tuning).steps[0]["validation_drop"]
+    assert 0 < cost < 40
+    for share, kept in ((0.51, True), (0.49, False)):
+        found = compress(trained, digits, budget=Budget(accuracy_drop=2 * cost), recipe=harsh(share=share), tune=no_tuning)
+        assert found.steps[0]["accepted"] is kept
+
+
+def harsh(*, share: float) -> Recipe:
+    return Recipe(steps=(PruneWeights(sparsities=(0.7,), share=share),))
 
 
 @pytest.mark.usefixtures("no_export")
@@ -208,7 +222,7 @@ def test_steps_without_anything_to_do_are_passed_over(digits: Data) -> None:
 @pytest.mark.usefixtures("no_export")
 def test_rounds_end_when_nothing_is_left_to_remove(digits: Data) -> None:
     net = nn.Sequential(nn.Flatten(1), nn.Linear(64, 2), nn.ReLU(), nn.Linear(2, 10))
-    steps = (PruneNeurons(sparsity=0.5, rounds=5),)
+    steps = (PruneNeurons(sparsity=0.5, rounds=5, share=1),)
     found = compress(net, digits, budget=ANY_LOSS, recipe=Recipe(steps=steps), tune=no_tuning)
     assert outcomes(found) == [("prune-neurons", "kept"), ("prune-neurons", "nothing to do")]
 
@@ -222,7 +236,7 @@ def test_empty_recipe_packs_the_network_as_it_is(trained: nn.Module, digits: Dat
 
 @pytest.mark.usefixtures("no_export")
 def test_training_that_breaks_keeps_the_last_good_network(trained: nn.Module, digits: Data, tmp_path: Path) -> None:
-    steps = (*STEPS[:1], PruneWeights(sparsities=(0.5,), tuning=Tuning(epochs=3, learning_rate=1e30)), *STEPS[2:])
+    steps = (*STEPS[:1], PruneWeights((0.5,), tuning=Tuning(epochs=3, learning_rate=1e30), share=1), *STEPS[2:])
     found = compress(trained, digits, budget=ANY_LOSS, recipe=Recipe(steps=steps), out=tmp_path / "net.fw")
     assert found.stopped is not None
     assert "finite" in found.stopped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ kind = "cluster-weights"
 clusters = [32, 4]
 init = "density"
 tuning = { learning_rate = 0.1 }
+share = 0.5
 """
 
 
@@ -56,8 +58,10 @@ def test_every_setting_is_read(load: Callable[[str], Recipe]) -> None:
     assert load(EVERYTHING) == Recipe(
         steps=(
             PruneNeurons(sparsity=0.1, rounds=2, criterion="random", allocation="uniform", round_to=4),
-            PruneWeights(sparsities=(0.5, 0.9), schedule="linear", until=1, tuning=Tuning(epochs=2, learning_rate=1e-3)),
-            ClusterWeights(clusters=(32, 4), init="density", tuning=Tuning(epochs=2, learning_rate=0.1)),
+            PruneWeights(sparsities=(0.5, 0.9), schedule="linear", until=1, tuning=Tuning(epochs=2)),
+            ClusterWeights(
+                clusters=(32, 4), init="density", tuning=replace(ClusterWeights().tuning, learning_rate=0.1), share=0.5
+            ),
         ),
         training=Tuning(epochs=3, optimizer="sgd"),
         seed=7,
@@ -66,8 +70,10 @@ def test_every_setting_is_read(load: Callable[[str], Recipe]) -> None:
 
 def test_tuning_that_is_named_in_part_keeps_the_rest_of_the_steps_own(load: Callable[[str], Recipe]) -> None:
     (step,) = load('[[step]]\nkind = "cluster-weights"\ntuning = { epochs = 9 }').steps
-    assert step.tuning == Tuning(epochs=9, learning_rate=ClusterWeights().tuning.learning_rate)
+    assert step.tuning == Tuning(epochs=9, learning_rate=ClusterWeights().tuning.learning_rate), "9 epochs, however few steps"
     assert step.tuning.learning_rate != Tuning().learning_rate
+    (step,) = load('[[step]]\nkind = "cluster-weights"\ntuning = { learning_rate = 0.5 }').steps
+    assert step.tuning == replace(ClusterWeights().tuning, learning_rate=0.5)
 
 
 def test_empty_recipe_is_the_default(load: Callable[[str], Recipe]) -> None:
@@ -110,6 +116,7 @@ def test_no_step_is_a_recipe_too(load: Callable[[str], Recipe]) -> None:
                 ("prune-neurons", "criterion = 'size'", "criterion must be one of"),
                 ("prune-neurons", "allocation = 'size'", "allocation must be one of"),
                 ("prune-neurons", "round_to = 0", "round_to"),
+                ("prune-neurons", "share = 1.1", "share"),
                 ("prune-neurons", "tuning = 3", "the tuning of step 1"),
                 ("prune-neurons", "tuning = { optimizer = 'lion' }", "optimizer"),
                 ("prune-weights", "sparsities = 0.5", "sparsities must be a list"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from dataclasses import replace
@@ -20,11 +21,11 @@ from featherweight.training import Data, Tuning
 QUICK = Tuning(epochs=2, learning_rate=3e-3)
 RECIPE = Recipe(
     steps=(
-        PruneNeurons(sparsity=0.3, rounds=2, tuning=QUICK),
-        PruneWeights(sparsities=(0.4, 0.6), tuning=QUICK),
+        PruneNeurons(sparsity=0.3, rounds=2, tuning=QUICK, share=1),
+        PruneWeights(sparsities=(0.5,), tuning=QUICK, share=1),
         PruneNeurons(sparsity=0.001, tuning=QUICK),
         ClusterWeights(clusters=(8, 4), tuning=QUICK),
-        PruneNeurons(sparsity=0.2, rounds=1, tuning=QUICK),
+        PruneNeurons(sparsity=0.2, rounds=1, tuning=QUICK, share=1),
     ),
     training=Tuning(epochs=4, learning_rate=1e-2),
     seed=2,
@@ -98,7 +99,7 @@ def without_time(step: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("no_export")
 def test_the_users_own_class_killed_again_and_again_ends_the_same(digits: Data, tmp_path: Path) -> None:
-    one_of_each = (replace(RECIPE.steps[0], rounds=1), PruneWeights((0.5,), tuning=QUICK), ClusterWeights((8,), tuning=QUICK))
+    one_of_each = (replace(RECIPE.steps[0], rounds=1), RECIPE.steps[1], ClusterWeights((8,), tuning=QUICK))
     options: dict[str, Any] = {"model": net(captured=False), "recipe": replace(RECIPE, steps=one_of_each)}
     expected = run(digits, tmp_path / "whole.fw", **options)
     out, result, kills = tmp_path / "killed.fw", b"", 0
@@ -123,28 +124,29 @@ def test_what_is_done_is_not_done_again(digits: Data, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_export")
-@pytest.mark.parametrize("changed", ["model", "recipe", "budget", "data"])
-def test_another_request_is_refused_and_the_run_kept(digits: Data, tmp_path: Path, changed: str) -> None:
-    out = tmp_path / "net.fw"
+def test_another_request_is_refused_and_the_run_kept(digits: Data, tmp_path: Path) -> None:
+    out, start = tmp_path / "net.fw", net()
     with pytest.raises(KeyboardInterrupt):
-        run(digits, out, progress=Killed(20))
-    model, recipe, budget, data = net(), RECIPE, BUDGET, digits
-    if changed == "model":
-        model.get_parameter("fc.bias").data[0] += 1
-    if changed == "recipe":
-        recipe = Recipe(steps=RECIPE.steps[:1], training=RECIPE.training, seed=RECIPE.seed)
-    if changed == "budget":
-        budget = Budget(accuracy_drop=21)
-    if changed == "data":
-        data = Data("others", digits.train, digits.validation, digits.test, digits.classes)
+        run(digits, out, model=start, progress=Killed(20))
+    other = copy.deepcopy(start)
+    other.get_parameter("fc.bias").data[0] += 1
     files = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RequestError, match=rf"something else \({changed}\)"):
-        compress(model, data, budget=budget, recipe=recipe, out=out, resume=True)
+    asked: dict[str, Any] = {"model": start, "data": digits, "recipe": RECIPE, "budget": BUDGET}
+    changes: dict[str, Any] = {
+        "model": other,
+        "data": replace(digits, name="others"),
+        "recipe": replace(RECIPE, steps=RECIPE.steps[:1]),
+        "budget": Budget(accuracy_drop=21),
+    }
+    for changed, value in changes.items():
+        with pytest.raises(RequestError, match=rf"something else \({changed}\)"):
+            compress(**asked | {changed: value}, out=out, resume=True)
     assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.usefixtures("no_export")
 def test_a_finished_run_is_not_resumed(digits: Data, tmp_path: Path) -> None:
-    run(digits, tmp_path / "net.fw")
+    recipe = Recipe(steps=())
+    run(digits, tmp_path / "net.fw", recipe=recipe)
     with pytest.raises(RequestError, match="no run to resume"):
-        run(digits, tmp_path / "net.fw", resume=True)
+        run(digits, tmp_path / "net.fw", recipe=recipe, resume=True)

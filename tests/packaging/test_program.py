@@ -188,7 +188,11 @@ def test_too_many_values_are_refused_as_they_are_read() -> None:
         ValueReader(Cursor(coded, "test")).read()
 
 
-@pytest.mark.parametrize("value", [object(), 2**63, 1j, torch.zeros(2), {1, 2}, torch.per_tensor_affine, "\ud800"], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [object(), 2**63, 1j, torch.zeros(2), {1, 2}, torch.per_tensor_affine, "\ud800"],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_a_file_cannot_hold_is_refused(value: Any) -> None:
     with pytest.raises(RequestError):
         encode_value([value])

@@ -26,8 +26,11 @@ format: .venv/.installed-test
 bench: .venv/.installed-test
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
 
+# Hours on one thread. MNIST's files are looked for as `featherweight --data mnist` does; `make experiments DATA=DIR` names a folder.
 experiments: .venv/.installed-test
-	@set -e; for script in $(sort $(wildcard experiments/deep_compression/*.py)); do echo "$$script"; $(BIN)/python $$script; done
+	$(BIN)/python experiments/deep_compression/reproduce.py lenet-300-100 lenet5 $(if $(DATA),--data-dir $(DATA))
+	$(BIN)/python experiments/deep_compression/reproduce.py lenet-300-100 --plain $(if $(DATA),--data-dir $(DATA))
+	$(BIN)/python experiments/deep_compression/report.py
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

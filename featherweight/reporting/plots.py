@@ -136,12 +136,12 @@ def _draw(axes: Axes, points: Sequence[Point], title: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="file size in KB (logarithmic)", ylabel="test accuracy in %")
+    axes.set(xlabel="file size in KB (logarithmic)", ylabel="accuracy in %")
     axes.margins(x=0.12, y=0.12)
     if title:
         axes.set_title(title, pad=12)
     if len(axes.get_lines()) > 1:
-        axes.legend(loc="best")
+        axes.figure.legend(loc="outside lower center", ncols=3)  # beside the data, whatever their shape
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -48,7 +48,7 @@ def write_checkpoint(path: Path, *, epoch: int, model: nn.Module, optimizer: tor
     """Writes the state after `epoch` finished epochs; a crash in the middle leaves the previous file as it was.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file; its folder is made if needed.
         epoch: how many epochs are finished, at least 1.
         model: whose state dict is written.
         optimizer: whose state dict is written.
@@ -58,6 +58,10 @@ def write_checkpoint(path: Path, *, epoch: int, model: nn.Module, optimizer: tor
         RequestError: the file cannot be written.
     """
     state = {"fingerprint": fingerprint, "epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"a checkpoint must be writable, but {path} is not: {error}; choose another path") from error
     with replacing(path) as file:
         torch.save(state, file)
 

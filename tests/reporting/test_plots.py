@@ -36,7 +36,7 @@ def test_png(tmp_path: Path) -> None:
 
 
 def test_everything_is_drawn_in_its_units() -> None:
-    axes = Figure().add_subplot()
+    axes = Figure(layout="constrained").add_subplot()
     plots._draw(axes, POINTS, "LeNet-5")
     lines = {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}
     assert lines == {
@@ -46,7 +46,7 @@ def test_everything_is_drawn_in_its_units() -> None:
     }
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.texts] == ["6 bits"]
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == set(lines)
+    assert {text.get_text() for text in axes.figure.legends[0].get_texts()} == set(lines)
     assert len({line.get_color() for line in axes.get_lines()}) == len({line.get_marker() for line in axes.get_lines()}) == 3
 
 

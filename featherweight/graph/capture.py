@@ -29,7 +29,7 @@ from featherweight.graph.program import (
     unused,
 )
 
-__all__ = ["Example", "as_example", "capture", "from_exported", "tensors_of", "to_module", "twin_of"]
+__all__ = ["Example", "as_example", "capture", "from_exported", "on_device_of", "tensors_of", "to_module", "twin_of"]
 
 Example = torch.Tensor | Sequence[Any]
 """One batch of inputs: a tensor, or a sequence of the arguments of `forward`. Axis 0 of each tensor is the batch."""
@@ -63,7 +63,7 @@ def capture(model: nn.Module, example: Example) -> Program:
     """
     if isinstance(model, ProgramModule):
         return model.program
-    args = tuple(_two_samples(a) for a in as_example(example))
+    args = tuple(_two_samples(a) for a in on_device_of(model, as_example(example)))
     shapes = tuple(_batch_axis(a) for a in args)
     frozen = fold(model).eval()
     try:
@@ -87,6 +87,12 @@ def capture(model: nn.Module, example: Example) -> Program:
 def as_example(example: Example) -> tuple[Any, ...]:
     """The arguments of `forward` as a tuple, from a tensor or a sequence."""
     return (example,) if isinstance(example, torch.Tensor) else tuple(example)
+
+
+def on_device_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs, with their tensors where the model's are."""
+    device = next((tensor.device for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)), None)
+    return tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
 def tensors_of(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import RequestError, UnsupportedOpError
-from featherweight.graph.capture import capture, tensors_of, twin_of
+from featherweight.graph.capture import capture, on_device_of, tensors_of, twin_of
 from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate, fold
 from featherweight.graph.groups import Axis, Coupling, trace
 from featherweight.graph.labels import kept_along
@@ -83,7 +83,7 @@ class Plan:
         if not self.removed:
             return duplicate(model)
         folded = fold(model)
-        program = capture(folded, _on_device_of(folded, Program(self.inputs, (), (), None).example()))
+        program = capture(folded, Program(self.inputs, (), (), None).example())
         tensors = tensors_of(folded, program)
         coupling = trace(program, tensors)
         goes = _labels_removed(self, coupling, folded)
@@ -99,7 +99,7 @@ class Plan:
 
     def _check(self, masked: ProgramModule, smaller: ProgramModule) -> None:
         """Every plan checks itself: masked and applied must agree. (A NaN of the mask's own, such as 0 / 0, says nothing.)"""
-        inputs = _on_device_of(masked, masked.program.example(batch=2, seed=2))
+        inputs = on_device_of(masked, masked.program.example(batch=2, seed=2))
         with torch.no_grad():
             difference = _difference(duplicate(smaller).eval()(*inputs), masked.eval()(*inputs))
         if difference > _tolerance(masked):
@@ -234,7 +234,7 @@ def _own_class(folded: nn.Module, twin: ProgramModule, kept: Mapping[Axis, torch
         tensor = _tensor(own, name)
         tensor.data = _take(tensor.data, name, kept).clone()
     _refresh_sizes(own, twin.program)
-    inputs = _on_device_of(twin, twin.program.example(batch=3, seed=1))
+    inputs = on_device_of(twin, twin.program.example(batch=3, seed=1))
     check = duplicate(twin).eval()
     with torch.no_grad():
         expected = check(*inputs)
@@ -286,11 +286,6 @@ def _refresh_sizes(model: nn.Module, program: Program) -> None:
             module.num_features = weight.shape[0]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = weight.shape[0]
-
-
-def _on_device_of(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    device = next((tensor.device for tensor in model.state_dict().values()), None)
-    return tuple(x.to(device) for x in inputs)
 
 
 def _tolerance(model: nn.Module) -> float:

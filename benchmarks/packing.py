@@ -3,9 +3,9 @@
 A state dict of 100 million weights: a third dense random, a third on 16 shared values, a third nine tenths zero (half of
 that with random values, half with 8 shared ones). Every tensor is compared bit for bit with what was packed.
 
-Memory is the peak of a fresh process that does nothing else, in units of the model's size, the model itself included.
-Speeds are per second of processor time, of which one thread gets at most one per second of the clock; the clock's seconds,
-which waiting for the disk and for other programs lengthens, and the machine's load stand beside them.
+Memory is the peak of a fresh process that does nothing else, in units of the model's size, the model itself included. Times
+are seconds on the clock, to and from a file, the median of several runs each in a fresh process; the slowest and the fastest
+stand beside it.
 
     python benchmarks/packing.py --weights 100_000_000
 """
@@ -15,9 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
+import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -27,10 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from featherweight.measuring import environment
 from featherweight.packaging import inspect, load_tensors, save_tensors
 
 WEIGHTS = 100_000_000
 COLUMNS = 4096
+RUNS = 3
 RESULT = Path(__file__).with_suffix(".json")
 
 
@@ -77,13 +78,12 @@ def measure_packing(weights: int, path: str) -> dict[str, Any]:
     baseline = current_bytes()
     tensors = make_tensors(weights)
     model_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    clock, processor = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     size = save_tensors(tensors, path)
     return {
         "size_bytes": size,
         "model_bytes": model_bytes,
-        "processor_s": time.process_time() - processor,
-        "clock_s": time.perf_counter() - clock,
+        "seconds": time.perf_counter() - start,
         "peak_models": (peak_bytes() - baseline) / model_bytes,
     }
 
@@ -92,11 +92,10 @@ def measure_unpacking(path: str) -> dict[str, Any]:
     """Seconds and memory to unpack the whole state dict."""
     torch.set_num_threads(1)
     baseline = current_bytes()
-    clock, processor = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     tensors = load_tensors(path)
     return {
-        "processor_s": time.process_time() - processor,
-        "clock_s": time.perf_counter() - clock,
+        "seconds": time.perf_counter() - start,
         "peak_models": (peak_bytes() - baseline) / sum(tensor.nbytes for tensor in tensors.values()),
     }
 
@@ -106,11 +105,11 @@ def measure_tensors(weights: int, path: str) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     rows = []
     for name, tensor in make_tensors(weights).items():
-        start = time.process_time()
+        start = time.perf_counter()
         save_tensors({name: tensor}, path)
-        packed = time.process_time()
+        packed = time.perf_counter()
         loaded = load_tensors(path)[name]
-        unpacked = time.process_time()
+        unpacked = time.perf_counter()
         if not np.array_equal(loaded.numpy().view(np.uint32), tensor.numpy().view(np.uint32)):
             raise SystemExit(f"{name} did not come back bit for bit")
         contents = inspect(path).tensors[0]
@@ -140,40 +139,33 @@ def main() -> None:
     weights = parser.parse_args().weights
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/packing.fw"
-        packing = run_alone(measure_packing, weights, path)
-        unpacking = run_alone(measure_unpacking, path)
+        packing = [run_alone(measure_packing, weights, path) for _ in range(RUNS)]
+        unpacking = [run_alone(measure_unpacking, path) for _ in range(RUNS)]
         rows = run_alone(measure_tensors, weights, path)
-    total = packing["model_bytes"] // 4
+    total = packing[0]["model_bytes"] // 4
+    seconds = {"packing": [run["seconds"] for run in packing], "unpacking": [run["seconds"] for run in unpacking]}
     whole = {
         "tensor": "all",
         "weights": total,
-        "bits_per_weight": round(8 * packing["size_bytes"] / total, 3),
-        "packed_weights_per_s": round(total / packing["processor_s"]),
-        "unpacked_weights_per_s": round(total / unpacking["processor_s"]),
+        "bits_per_weight": round(8 * packing[0]["size_bytes"] / total, 3),
+        "packed_weights_per_s": round(total / statistics.median(seconds["packing"])),
+        "unpacked_weights_per_s": round(total / statistics.median(seconds["unpacking"])),
     }
     result = {
-        "size_bytes": packing["size_bytes"],
-        "model_bytes": packing["model_bytes"],
-        "packing_clock_s": round(packing["clock_s"], 2),
-        "unpacking_clock_s": round(unpacking["clock_s"], 2),
-        "load_average": round(os.getloadavg()[0], 1),
-        "processors": os.cpu_count(),
-        "packing_peak_models": round(packing["peak_models"], 3),
-        "unpacking_peak_models": round(unpacking["peak_models"], 3),
+        "size_bytes": packing[0]["size_bytes"],
+        "model_bytes": packing[0]["model_bytes"],
+        "seconds": {what: [round(s, 3) for s in sorted(times)] for what, times in seconds.items()},
+        "packing_peak_models": round(max(run["peak_models"] for run in packing), 3),
+        "unpacking_peak_models": round(max(run["peak_models"] for run in unpacking), 3),
         "rows": [*rows, whole],
         "threads": 1,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "system": platform.system(),
+        "versions": environment(),
     }
     print(f"{'tensor':20}{'coder':18}{'bits/weight':>12}{'packed M/s':>12}{'unpacked M/s':>14}")
     for row in result["rows"]:
         speeds = f"{row['packed_weights_per_s'] / 1e6:12.1f}{row['unpacked_weights_per_s'] / 1e6:14.1f}"
         print(f"{row['tensor']:20}{row.get('coder', ''):18}{row['bits_per_weight']:12.3f}{speeds}")
-    clock = f"packing {result['packing_clock_s']}, unpacking {result['unpacking_clock_s']}"
-    print(f"seconds on the clock: {clock} (load average {result['load_average']} on {result['processors']} processors)")
+    print(f"seconds, fastest to slowest: {result['seconds']}")
     print(f"peak memory in model sizes: packing {result['packing_peak_models']}, unpacking {result['unpacking_peak_models']}")
     if weights == WEIGHTS:
         RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -105,7 +105,7 @@ def compress(
         >>> found.after.size_bytes < found.before.size_bytes
         True
     """
-    budget, recipe = budget or Budget(), recipe or Recipe()
+    budget, recipe, model = budget or Budget(), recipe or Recipe(), fold(model)
     if out is None and resume:
         raise RequestError("a run to resume lies beside its output, so resume=True needs out=")
     path = None if out is None else _check_outputs(out)

@@ -14,8 +14,9 @@ from torch import nn
 
 from featherweight.errors import RequestError, UnsupportedOpError, look_up
 from featherweight.graph.capture import Example
+from featherweight.graph.selection import select_weights
 from featherweight.graph.surgery import Plan
-from featherweight.pruning import GradualPruning, apply_masks, plan_neurons, plan_weights
+from featherweight.pruning import GradualPruning, apply_masks, plan_neurons
 from featherweight.pruning.allocation import ALLOCATIONS
 from featherweight.pruning.criteria import NEURON_CRITERIA
 from featherweight.pruning.schedule import SCHEDULES
@@ -133,7 +134,7 @@ class PruneWeights:
         """Each sparsity from the last one that was accepted."""
 
         def propose(current: nn.Module, base: nn.Module, example: Example) -> tuple[nn.Module, None]:
-            masks = plan_weights(current, sparsity=0.0)
+            masks = {name: weight != 0 for name, weight in select_weights(current).items()}  # zeros stay zero
             if not masks:
                 raise NothingToDo("no trainable weight has two or more axes")
             return apply_masks(current, masks), None

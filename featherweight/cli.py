@@ -18,7 +18,7 @@ from featherweight.errors import FeatherweightError, RequestError
 if TYPE_CHECKING:
     from torch import nn
 
-    from featherweight.training import Data, Tuning
+    from featherweight.training import Data
 
 __all__ = ["app", "main"]
 
@@ -80,7 +80,7 @@ def compress(
         from featherweight.search.budget import Budget
         from featherweight.search.compress import DEFAULT_DROP, check_writable, report_path
         from featherweight.search.compress import compress as run
-        from featherweight.search.recipe import Recipe
+        from featherweight.search.recipe import DEFAULT_TRAINING, Recipe
         from featherweight.search.source import has_weights
 
         if out.suffix != ".fw":
@@ -91,7 +91,7 @@ def compress(
         loaders, net = _load(model, data, data_dir, weights, plan.seed)
         training = None
         if weights is None and not trained and not has_weights(model):
-            training = plan.training or _default_training()
+            training = plan.training or DEFAULT_TRAINING
             if not resume:  # a run to resume may be long past its training
                 epochs = training.epochs_on(loaders.train)
                 typer.echo(f"{model} has no weights: it is trained first, for {epochs} epochs", err=True)
@@ -127,6 +127,8 @@ def measure(
 
         loaders, net = _load(model, data, data_dir, weights)
         check_fits(loaders, net)
+        if model.startswith("zoo:") and weights is None:
+            typer.echo(f"{model} without --weights has random weights: its accuracy is chance", err=True)
         subject: nn.Module | str = model if model.endswith(".fw") else net
         with RichProgress() as progress:
             report = run(subject, loaders.example, data=loaders.test, threads=threads, progress=progress)
@@ -173,12 +175,6 @@ def _load(model: str, data: str, data_dir: Path | None, weights: Path | None, se
     loaders = load_data(data, data_dir=data_dir, seed=seed)
     net = load_model(model, weights=weights, input_shape=loaders.input_shape, classes=loaders.classes, seed=seed)
     return loaders, net
-
-
-def _default_training() -> Tuning:
-    from featherweight.training import Tuning
-
-    return Tuning(epochs=15, min_steps=600)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "TrainingError",
     "UnsupportedOpError",
     "WeightsError",
+    "check",
     "look_up",
 ]
 
@@ -62,7 +63,33 @@ class FormatError(FeatherweightError):
 
 
 class TrainingError(FeatherweightError):
-    """Training went wrong, for example because the loss became NaN."""
+    """Training went wrong, for example because the loss became NaN.
+
+    `good_epochs` says how many epochs had ended well; the network holds the weights after the last of them.
+    """
+
+    def __init__(self, message: str, *, good_epochs: int = 0) -> None:
+        super().__init__(message)
+        self.good_epochs = good_epochs
+
+
+def check(name: str, value: object, rule: str, holds: bool) -> None:
+    """Raises unless a setting keeps its rule.
+
+    Args:
+        name: of the setting.
+        value: what was got.
+        rule: what it must be ("in [0, 1)").
+        holds: whether it is.
+
+    Raises:
+        RequestError: it does not.
+
+    Example:
+        >>> check("epochs", 3, "at least 0", 3 >= 0)
+    """
+    if not holds:
+        raise RequestError(f"{name} must be {rule}, got {value!r}")
 
 
 def look_up(table: Mapping[str, T], name: str, what: str) -> T:

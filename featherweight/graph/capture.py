@@ -24,6 +24,7 @@ from featherweight.graph.program import (
     Ref,
     TensorSpec,
     Value,
+    map_refs,
     refs_in,
     resolve_op,
     unused,
@@ -309,13 +310,9 @@ def _without_unused(program: Program) -> Program:
     new = {old: Ref(i) for i, old in enumerate(order)}
 
     def renumber(value: Value) -> Value:
-        if isinstance(value, Ref):
-            return new[value.index]
-        if isinstance(value, tuple | list):
-            return type(value)(renumber(v) for v in value)
-        return {k: renumber(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return map_refs(value, lambda ref: new[ref.index])
 
-    nodes = tuple(Node(n.op, renumber(n.args), renumber(dict(n.kwargs)), n.origin) for n in program.nodes)
+    nodes = tuple(Node(n.op, renumber(n.args), renumber(n.kwargs), n.origin) for n in program.nodes)
     return Program(program.inputs, tuple(t for t in program.tensors if t.name not in dropped), nodes, renumber(program.output))
 
 

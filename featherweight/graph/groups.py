@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def trace(program: Program, tensors: Mapping[str, torch.Tensor]) -> Coupling:
     values = tracer.run()
     axes = tracer.axes()
     roots = [_map_tensors(v, tracer.labels.roots) for v in values]
-    return Coupling(_groups(axes, tracer.labels), _locked(axes, tracer.labels), roots, axes, tracer.labels.fresh(1).item() + 1)  # type: ignore[arg-type]
+    return Coupling(_groups(axes, tracer.labels), _locked(axes, tracer.labels), roots, axes, len(tracer.labels))
 
 
 class _Tracer:
@@ -183,7 +183,7 @@ def _has_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and any(_has_tensor(v) for v in value))
 
 
-def _map_tensors(value: Any, change: Any) -> Any:
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value) if value.dtype == torch.int64 else None
     if isinstance(value, list | tuple):

@@ -27,6 +27,10 @@ class Labels:
         self._parent: list[int] = [0]
         self._locked: dict[int, str] = {0: "it is an input of the network"}
 
+    def __len__(self) -> int:
+        """How many labels were ever made."""
+        return len(self._parent)
+
     def fresh(self, count: int) -> torch.Tensor:
         """`count` new labels, shape (count,), int64."""
         start = len(self._parent)

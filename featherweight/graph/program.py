@@ -150,7 +150,7 @@ _SAFE_TAGS = frozenset({torch.Tag.core, torch.Tag.pointwise})
 # Harmless operations that an un-decomposed program holds and that torch does not tag.
 _SAFE_OPS = frozenset(
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d "
-    "baddbmm batch_norm detach_ chunk contiguous conv1d conv2d conv3d "
+    "max_pool3d upsample_bicubic2d zeros ones baddbmm batch_norm detach_ chunk contiguous conv1d conv2d conv3d "
     "conv_transpose2d dropout dropout_ einsum expand_as feature_dropout flatten gelu group_norm instance_norm layer_norm "
     "linear log_softmax matmul max_pool1d max_pool2d movedim narrow pad pixel_shuffle relu6 reshape reshape_as rms_norm "
     "scaled_dot_product_attention selu sigmoid_ silu softmax split split_with_sizes squeeze stack swapaxes t tensor_split "

@@ -201,7 +201,6 @@ def _labels_removed(plan: Plan, coupling: Coupling, model: nn.Module) -> torch.T
 
 def _resize_program(program: Program, tensors: Mapping[str, torch.Tensor], coupling: Coupling, goes: torch.Tensor) -> Program:
     """The program with every literal size that follows from the channels kept rewritten."""
-    first = len(program.inputs)
 
     def kept(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -220,7 +219,7 @@ def _resize_program(program: Program, tensors: Mapping[str, torch.Tensor], coupl
     nodes = []
     for position, node in enumerate(program.nodes):
         resize = row_of(node.op).resize
-        out = coupling.values[first + len(program.tensors) + position]
+        out = coupling.values[program.first_node + position]
         if resize is not None and out is not None:
             node = resize(Resize(node, [kept_by(a) for a in node.args], kept(out)))
         nodes.append(node)

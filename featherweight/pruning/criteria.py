@@ -11,8 +11,16 @@ import torch
 
 from featherweight.graph.groups import Group
 
-__all__ = ["NEURON_CRITERIA", "WEIGHT_CRITERIA", "NeuronCriterion", "WeightCriterion", "neuron_magnitude", "neuron_random"]
-__all__ += ["weight_magnitude", "weight_random"]
+__all__ = [
+    "NEURON_CRITERIA",
+    "WEIGHT_CRITERIA",
+    "NeuronCriterion",
+    "WeightCriterion",
+    "neuron_magnitude",
+    "neuron_random",
+    "weight_magnitude",
+    "weight_random",
+]
 
 WeightCriterion = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 NeuronCriterion = Callable[[Group, Mapping[str, torch.Tensor], torch.Generator], torch.Tensor]

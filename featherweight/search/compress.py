@@ -35,7 +35,8 @@ __all__ = ["Compressed", "compress"]
 DEFAULT_DROP = 0.5
 """Percentage points of validation accuracy that may be lost when the budget does not say."""
 
-KEPT, NO_LIGHTER, TOO_INACCURATE, NOTHING_TO_DO = "kept", "undone, no lighter", "undone, too inaccurate", "nothing to do"
+KEPT, NO_LIGHTER, TOO_INACCURATE = "kept", "undone, no lighter", "undone, too inaccurate"
+NOTHING_TO_DO, STOPPED = "nothing to do", "stopped"
 """What becomes of an attempt. The last two end their step; one that is merely no lighter may have lighter successors."""
 
 
@@ -119,8 +120,10 @@ def compress(
     journal = Journal.open(None if path is None else checkpoint_path(path), request, resume=resume)
     search = _Search(model, data, example, budget, journal, progress, tune, recipe.seed)
     started = time.monotonic()
-    trained, reference = search.train(recipe.training)
-    found, stopped = search.run(recipe, trained, reference)
+    trained, reference, stopped = search.train(recipe.training)
+    found = trained
+    if stopped is None:
+        found, stopped = search.run(recipe, trained, reference)
     result = _finish(trained.model, found.model, search, path, stopped)
     if path is not None:
         _write_report(path, result, recipe, search, time.monotonic() - started)
@@ -141,8 +144,10 @@ class _Search:
     tune: Callable[..., None]
     seed: int
 
-    def train(self, training: Tuning | None) -> tuple[Network, float]:
-        """The network to compress (the one given, trained first if so asked) and its accuracy on the validation data."""
+    def train(self, training: Tuning | None) -> tuple[Network, float, str | None]:
+        """The network to compress (the one given, trained first if so asked), its accuracy on the validation data, and why the
+        training ended early if it did, with the network of the last good epoch."""
+        stopped = None
         label = "evaluate" if training is None else "train"
         network = self.journal.network("trained", self.start)
         if network is None:
@@ -150,13 +155,16 @@ class _Search:
             if training is not None:
                 try:
                     self._tune(network.model, training, None, label)
-                except TrainingError:
-                    self.journal.close()  # it would end the same way again
-                    raise
-            self.journal.record(None, {"trained": network})
+                except TrainingError as error:
+                    if not error.good_epochs:
+                        self.journal.close()  # it would end the same way again
+                        raise
+                    stopped = str(error)
+            if stopped is None:
+                self.journal.record(None, {"trained": network})
         accuracy = evaluate(network.model, self.data.validation)
         self.progress(label, 1, 1, f"{100 * accuracy:.2f} % on validation")
-        return network, accuracy
+        return network, accuracy, stopped
 
     def run(self, recipe: Recipe, trained: Network, reference: float) -> tuple[Network, str | None]:
         """Goes through the steps; returns the last network accepted, and why it ended early if it did."""
@@ -176,22 +184,26 @@ class _Search:
                     label = f"{kind_of(step)} {_short(attempt)}"
                     try:
                         outcome, network = self._try(
-                            attempt, current, base, label, _Bar(reference, self._allowed(step), lightest)
+                            attempt, current, base, label, _Threshold(reference, self._allowed(step), lightest)
                         )
                     except TrainingError as error:
+                        failed = {"accepted": False, "within_budget": False, "outcome": STOPPED, "note": str(error)}
+                        self.journal.record(place | failed, {})
                         return current, str(error)
                     entry = place | outcome
                     current = network if entry["accepted"] else current
                     self.journal.record(entry, {"base": base, "current": current})
-                if entry["within_budget"]:
-                    return current, None
+                if entry["within_budget"] or entry["outcome"] == STOPPED:
+                    return current, str(entry["note"]) if entry["outcome"] == STOPPED else None
                 if entry["accepted"]:
                     lightest = entry
                 elif entry["outcome"] != NO_LIGHTER:
                     break
         return current, None
 
-    def _try(self, attempt: Attempt, current: Network, base: Network, label: str, bar: _Bar) -> tuple[dict[str, Any], Network]:
+    def _try(
+        self, attempt: Attempt, current: Network, base: Network, label: str, threshold: _Threshold
+    ) -> tuple[dict[str, Any], Network]:
         """Proposes, tunes and judges one network."""
         began = time.monotonic()
         try:
@@ -201,8 +213,8 @@ class _Search:
             return {"accepted": False, "within_budget": False, "outcome": NOTHING_TO_DO, "note": str(reason)}, current
         self._tune(model, attempt.tuning, attempt.after_step, label)
         accuracy, figures = evaluate(model, self.data.validation), self._figures(model)
-        drop = 100 * (bar.accuracy - accuracy)
-        outcome = TOO_INACCURATE if drop > bar.allowed + 1e-9 else KEPT if bar.is_above(figures) else NO_LIGHTER
+        drop = 100 * (threshold.accuracy - accuracy)
+        outcome = TOO_INACCURATE if drop > threshold.allowed + 1e-9 else KEPT if threshold.is_lighter(figures) else NO_LIGHTER
         entry = {
             "validation_accuracy": accuracy,
             "validation_drop": drop,
@@ -250,7 +262,7 @@ class _Search:
 
 
 @dataclass(frozen=True)
-class _Bar:
+class _Threshold:
     """What a proposal is held against: the uncompressed network's accuracy, the percentage points it may lose, and the figures
     of the lightest network so far."""
 
@@ -258,7 +270,7 @@ class _Bar:
     allowed: float
     figures: Mapping[str, Any]
 
-    def is_above(self, figures: Mapping[str, Any]) -> bool:
+    def is_lighter(self, figures: Mapping[str, Any]) -> bool:
         """Whether these figures are lighter in any respect that can be counted."""
         return any(figures[name] < self.figures[name] for name in ("size_bytes", "macs"))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from featherweight.errors import RequestError, UnsupportedOpError, look_up
+from featherweight.errors import RequestError, UnsupportedOpError, check, look_up
 from featherweight.graph.capture import Example
 from featherweight.graph.selection import select_weights
 from featherweight.graph.surgery import Plan
@@ -25,7 +25,18 @@ from featherweight.quantization.clusters import INITIALISATIONS
 from featherweight.training import Tuning
 from featherweight.training.loop import AfterStep
 
-__all__ = ["STEPS", "Attempt", "ClusterWeights", "NothingToDo", "PruneNeurons", "PruneWeights", "Recipe", "Step", "kind_of"]
+__all__ = [
+    "DEFAULT_TRAINING",
+    "STEPS",
+    "Attempt",
+    "ClusterWeights",
+    "NothingToDo",
+    "PruneNeurons",
+    "PruneWeights",
+    "Recipe",
+    "Step",
+    "kind_of",
+]
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,12 @@ class PruneNeurons:
     share: float = 0.4
 
     def __post_init__(self) -> None:
-        _check("sparsity", self.sparsity, "a number in (0, 1)", _is_share(self.sparsity))
-        _check("rounds", self.rounds, "a whole number >= 1", _is_whole(self.rounds, 1))
+        check("sparsity", self.sparsity, "a number in (0, 1)", _is_share(self.sparsity))
+        check("rounds", self.rounds, "a whole number >= 1", _is_whole(self.rounds, 1))
         look_up(NEURON_CRITERIA, self.criterion, "criterion")
         look_up(ALLOCATIONS, self.allocation, "allocation")
-        _check("round_to", self.round_to, "a whole number >= 1", _is_whole(self.round_to, 1))
-        _check("share", self.share, "a number in [0, 1]", self.share in (0, 1) or _is_share(self.share))
+        check("round_to", self.round_to, "a whole number >= 1", _is_whole(self.round_to, 1))
+        _check_share(self.share)
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each round on top of the last one that was accepted."""
@@ -125,10 +136,10 @@ class PruneWeights:
 
     def __post_init__(self) -> None:
         holds = _is_list(self.sparsities, _is_share) and _increases(self.sparsities)
-        _check("sparsities", self.sparsities, "a list of increasing numbers in (0, 1)", holds)
+        check("sparsities", self.sparsities, "a list of increasing numbers in (0, 1)", holds)
         look_up(SCHEDULES, self.schedule, "schedule")
-        _check("until", self.until, "a number in (0, 1]", self.until == 1 or _is_share(self.until))
-        _check("share", self.share, "a number in [0, 1]", self.share in (0, 1) or _is_share(self.share))
+        check("until", self.until, "a number in (0, 1]", self.until == 1 or _is_share(self.until))
+        _check_share(self.share)
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each sparsity from the last one that was accepted."""
@@ -167,9 +178,9 @@ class ClusterWeights:
 
     def __post_init__(self) -> None:
         holds = _is_list(self.clusters, lambda count: _is_whole(count, 1, 65535)) and _increases(self.clusters[::-1])
-        _check("clusters", self.clusters, "a list of decreasing whole numbers in [1, 65535]", holds)
+        check("clusters", self.clusters, "a list of decreasing whole numbers in [1, 65535]", holds)
         look_up(INITIALISATIONS, self.init, "init")
-        _check("share", self.share, "a number in [0, 1]", self.share in (0, 1) or _is_share(self.share))
+        _check_share(self.share)
 
     def attempts(self, seed: int) -> Iterator[Attempt]:
         """Each number of clusters, from the network as it was before this step."""
@@ -187,6 +198,10 @@ STEPS: dict[str, type[Step]] = {
     "prune-weights": PruneWeights,
     "cluster-weights": ClusterWeights,
 }
+
+
+DEFAULT_TRAINING = Tuning(epochs=15, min_steps=600)
+"""How a network without weights is trained when the recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +228,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("seed", self.seed, "a whole number in [0, 2**32)", _is_whole(self.seed, 0, 2**32 - 1))
+        check("seed", self.seed, "a whole number in [0, 2**32)", _is_whole(self.seed, 0, 2**32 - 1))
 
     @staticmethod
     def load(path: str | Path) -> Recipe:
@@ -261,14 +276,14 @@ def _recipe(raw: Mapping[str, Any]) -> Recipe:
         options["training"] = _changed(Tuning(), raw["training"], "[training]")
     if "step" in raw:
         tables = raw["step"]
-        _check("step", tables, "a list of tables, each under [[step]]", _is_list(tables, lambda table: isinstance(table, dict)))
+        check("step", tables, "a list of tables, each under [[step]]", _is_list(tables, lambda table: isinstance(table, dict)))
         options["steps"] = tuple(_step(table, f"step {number}") for number, table in enumerate(tables, start=1))
     return Recipe(**options)
 
 
 def _step(table: Mapping[str, Any], where: str) -> Step:
     kind = table.get("kind", "nothing")
-    _check(f"the kind of {where}", kind, "a text", isinstance(kind, str))
+    check(f"the kind of {where}", kind, "a text", isinstance(kind, str))
     default = look_up(STEPS, kind, f"the kind of {where}")()
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "kind"}
     if "tuning" in settings:
@@ -286,7 +301,7 @@ def _tuning(default: Tuning, settings: Any, what: str) -> Tuning:
 
 def _changed(default: Any, settings: Any, what: str) -> Any:
     """A dataclass with some settings changed; those that are not named keep the default."""
-    _check(what, settings, "a table of settings", isinstance(settings, dict))
+    check(what, settings, "a table of settings", isinstance(settings, dict))
     _check_names(what, settings, [f.name for f in fields(default)])
     try:
         return replace(default, **settings)
@@ -300,13 +315,12 @@ def _check_names(what: str, settings: Mapping[str, Any], known: Sequence[str]) -
         raise RequestError(f"{what} has the settings {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def _check(name: str, value: object, rule: str, holds: bool) -> None:
-    if not holds:
-        raise RequestError(f"{name} must be {rule}, got {value!r}")
-
-
 def _is_whole(value: object, low: int, high: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _check_share(share: object) -> None:
+    check("share", share, "a number in [0, 1]", share in (0, 1) or _is_share(share))
 
 
 def _is_share(value: object) -> bool:

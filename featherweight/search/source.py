@@ -64,6 +64,8 @@ def load_model(
         >>> load_model("zoo:lenet5", classes=7)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 7])
     """
+    if weights is not None and spec.endswith(".fw"):
+        raise RequestError(f"a .fw file comes with its weights, got others for {spec!r}; leave --weights out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _make(spec, input_shape, classes)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from featherweight.errors import DataError, RequestError, TrainingError
+from featherweight.errors import DataError, RequestError, TrainingError, check
 from featherweight.training.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from featherweight.training.loaders import Loader
 from featherweight.training.mode import device_of, in_mode
@@ -84,28 +84,21 @@ class Tuning:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_range("epochs", self.epochs, "a whole number >= 0", isinstance(self.epochs, int) and self.epochs >= 0)
-        _check_range(
-            "min_steps", self.min_steps, "a whole number >= 0", isinstance(self.min_steps, int) and self.min_steps >= 0
-        )
-        _check_range("learning_rate", self.learning_rate, "finite and > 0", 0 < self.learning_rate < math.inf)
-        _check_range("weight_decay", self.weight_decay, "finite and >= 0", 0 <= self.weight_decay < math.inf)
-        _check_range("warmup", self.warmup, "in [0, 1)", 0 <= self.warmup < 1)
+        check("epochs", self.epochs, "a whole number >= 0", isinstance(self.epochs, int) and self.epochs >= 0)
+        check("min_steps", self.min_steps, "a whole number >= 0", isinstance(self.min_steps, int) and self.min_steps >= 0)
+        check("learning_rate", self.learning_rate, "finite and > 0", 0 < self.learning_rate < math.inf)
+        check("weight_decay", self.weight_decay, "finite and >= 0", 0 <= self.weight_decay < math.inf)
+        check("warmup", self.warmup, "in [0, 1)", 0 <= self.warmup < 1)
         for name, value, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, _PRECISIONS),
         ):
-            _check_range(name, value, f"one of {', '.join(known)}", value in known)
+            check(name, value, f"one of {', '.join(known)}", value in known)
 
     def epochs_on(self, loader: Loader) -> int:
         """How many passes over these batches are made."""
         return max(self.epochs, -(-self.min_steps // len(loader))) if self.epochs else 0
-
-
-def _check_range(name: str, value: object, rule: str, holds: bool) -> None:
-    if not holds:
-        raise RequestError(f"{name} must be {rule}, got {value!r}")
 
 
 def learning_rate_at(tuning: Tuning, step: int, steps: int) -> float:
@@ -174,7 +167,7 @@ def fit(
         >>> bool((model.weight == before).any())
         False
     """
-    _check_range("seed", seed, "a whole number in [0, 2**32)", isinstance(seed, int) and 0 <= seed < 2**32)
+    check("seed", seed, "a whole number in [0, 2**32)", isinstance(seed, int) and 0 <= seed < 2**32)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise RequestError(f"training needs a parameter that requires grad, but {type(model).__name__} has none")
@@ -192,9 +185,9 @@ def fit(
             torch.manual_seed(seed * 1_000_003 + epoch)
             try:
                 run.train_epoch(epoch)
-            except TrainingError:
+            except TrainingError as error:
                 model.load_state_dict(good)
-                raise
+                raise TrainingError(str(error), good_epochs=epoch) from None
             good = _snapshot(model)
             if checkpoint:
                 write_checkpoint(checkpoint, epoch=epoch + 1, model=model, optimizer=optimizer, fingerprint=run_id)

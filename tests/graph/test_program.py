@@ -13,6 +13,7 @@ from torch import nn
 
 from featherweight.errors import UnsupportedOpError
 from featherweight.graph.capture import to_module
+from featherweight.graph.ops import OPS
 from featherweight.graph.program import (
     Input,
     Node,
@@ -38,6 +39,11 @@ REFUSED = (
 def test_refused(op: str) -> None:
     with pytest.raises(UnsupportedOpError, match="is none of them"):
         resolve_op(op)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_row_of_the_table_may_stand_in_a_program(op: str) -> None:
+    assert callable(resolve_op(op))
 
 
 @pytest.mark.parametrize("op", ["conv2d", "add.Tensor", "relu_", "linear", "py.getitem", "py.floordiv", "batch_norm", "cat"])

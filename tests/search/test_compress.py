@@ -15,8 +15,10 @@ from torch import nn
 
 from featherweight.errors import CaptureError, DataError, RequestError, TrainingError, WeightsError
 from featherweight.graph.capture import to_module
+from featherweight.graph.selection import select_weights
 from featherweight.nets import mlp
 from featherweight.packaging import load
+from featherweight.pruning import prune_weights
 from featherweight.search import Budget, ClusterWeights, Compressed, PruneNeurons, PruneWeights, Recipe, compress
 from featherweight.search.compress import check_writable
 from featherweight.training import Data, Tuning, evaluate, fit
@@ -242,8 +244,9 @@ def test_training_that_breaks_keeps_the_last_good_network(trained: nn.Module, di
     found = compress(trained, digits, budget=ANY_LOSS, recipe=Recipe(steps=steps), out=tmp_path / "net.fw")
     assert found.stopped is not None
     assert "finite" in found.stopped
-    assert outcomes(found) == [("prune-neurons", "kept"), ("prune-neurons", "kept")]
-    assert found.after.size_bytes == found.steps[-1]["size_bytes"]
+    assert outcomes(found) == [("prune-neurons", "kept"), ("prune-neurons", "kept"), ("prune-weights", "stopped")]
+    assert found.steps[-1]["note"] == found.stopped
+    assert found.after.size_bytes == found.steps[-2]["size_bytes"]
     assert json.loads((tmp_path / "net.report.json").read_text())["stopped"] == found.stopped
 
 
@@ -253,6 +256,41 @@ def test_first_training_that_breaks_leaves_nothing(digits: Data, tmp_path: Path)
     with pytest.raises(TrainingError, match="finite"):
         compress(mlp(input_shape=(1, 8, 8)), digits, recipe=recipe, out=tmp_path / "net.fw")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_export")
+def test_first_training_that_breaks_late_keeps_its_last_good_epoch(digits: Data, tmp_path: Path) -> None:
+    def tune(model: nn.Module, loader: Loader, tuning: Tuning, **options: Any) -> None:
+        fit(model, loader, Tuning(epochs=1), seed=options["seed"])
+        raise TrainingError("the loss became nan", good_epochs=1)
+
+    net = mlp(input_shape=(1, 8, 8))
+    found = compress(net, digits, recipe=Recipe(training=Tuning(epochs=3)), out=tmp_path / "net.fw", tune=tune)
+    expected = copy.deepcopy(net)
+    fit(expected, digits.train, Tuning(epochs=1))
+    assert found.stopped == "the loss became nan"
+    assert found.steps == ()
+    assert torch.equal(load(tmp_path / "net.fw")(digits.example), expected.eval()(digits.example))
+
+
+@pytest.mark.usefixtures("no_export")
+def test_zeros_stay_zero_through_every_attempt(trained: nn.Module, digits: Data) -> None:
+    """Those the network came with, and those of the attempt before."""
+    zeros: list[dict[str, torch.Tensor]] = []
+
+    def watch(model: nn.Module, loader: Loader, tuning: Tuning, **options: Any) -> None:
+        before = {name: weight == 0 for name, weight in select_weights(model).items()}
+        fit(model, loader, tuning, seed=options["seed"], after_step=options["after_step"])
+        after = {name: weight == 0 for name, weight in select_weights(model).items()}
+        assert all(bool(after[name][was].all()) for name, was in before.items())
+        zeros.extend([before, after])
+
+    start = prune_weights(trained, sparsity=0.3)
+    recipe = Recipe(steps=(PruneWeights((0.5, 0.8), tuning=QUICK, share=1), *STEPS[2:]))
+    compress(start, digits, budget=ANY_LOSS, recipe=recipe, tune=watch)
+    counts = [sum(int(mask.sum()) for mask in masks.values()) for masks in zeros]
+    total = sum(weight.numel() for weight in select_weights(trained).values())
+    assert counts[:4] == [round(0.3 * total), round(0.5 * total), round(0.5 * total), round(0.8 * total)]
 
 
 class Counting(nn.Module):

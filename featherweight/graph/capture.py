@@ -27,6 +27,7 @@ from featherweight.graph.program import (
     map_refs,
     refs_in,
     resolve_op,
+    tensor_called,
     unused,
 )
 
@@ -116,9 +117,8 @@ def tensors_of(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
     """
     found = {}
     for spec in program.tensors:
-        owner, _, leaf = spec.name.rpartition(".")
         try:
-            value = getattr(model.get_submodule(owner), leaf)
+            value = tensor_called(model, spec.name)
         except AttributeError as error:
             raise CaptureError(
                 f"this network has no tensor {spec.name!r}, which the program reads; if forward() makes it from numbers "

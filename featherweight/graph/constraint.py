@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from featherweight.graph.program import owner_of
+
 __all__ = ["Constraint", "constrain", "constrained", "constraints_of", "duplicate", "fold"]
 
 
@@ -50,14 +52,13 @@ def constrain(model: nn.Module, name: str, constraint: Constraint) -> None:
         >>> layer.weight[0, 1].item()
         0.0
     """
-    owner, _, leaf = name.rpartition(".")
-    parametrize.register_parametrization(model.get_submodule(owner), leaf, constraint)
+    owner, leaf = owner_of(model, name)
+    parametrize.register_parametrization(owner, leaf, constraint)
 
 
 def constraints_of(model: nn.Module, name: str) -> list[Constraint]:
     """The constraints on the tensor called `name`, first applied first; empty when it is free."""
-    owner_name, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
+    owner, leaf = owner_of(model, name)
     if not parametrize.is_parametrized(owner, leaf):
         return []
     return list(owner.parametrizations[leaf])  # type: ignore[index]
@@ -128,6 +129,5 @@ def fold(model: nn.Module) -> nn.Module:
     """
     folded = duplicate(model)
     for name in constrained(folded):
-        owner, _, leaf = name.rpartition(".")
-        parametrize.remove_parametrizations(folded.get_submodule(owner), leaf, leave_parametrized=True)
+        parametrize.remove_parametrizations(*owner_of(folded, name), leave_parametrized=True)
     return folded

@@ -28,8 +28,10 @@ __all__ = [
     "TensorSpec",
     "Value",
     "map_refs",
+    "owner_of",
     "refs_in",
     "resolve_op",
+    "tensor_called",
     "unused",
 ]
 
@@ -228,7 +230,7 @@ class ProgramModule(nn.Module):
         inputs = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
         if len(inputs) != len(names) or len(args) + len(kwargs) != len(names):
             raise TypeError(f"this network takes {len(names)} inputs ({', '.join(names)}), got {len(args) + len(kwargs)}")
-        values: list[Any] = [*inputs, *(_attribute(self, spec.name) for spec in self.program.tensors)]
+        values: list[Any] = [*inputs, *(tensor_called(self, spec.name) for spec in self.program.tensors)]
         for node, dead in zip(self.program.nodes, self._last_use, strict=True):
             node_args = list(map_refs(node.args, lambda ref: values[ref.index]))
             flag = _TRAINING_ARGUMENT.get(node.op)
@@ -268,9 +270,16 @@ def _register(root: nn.Module, spec: TensorSpec, tensor: torch.Tensor) -> None:
         owner.register_buffer(leaf, tensor.detach())
 
 
-def _attribute(root: nn.Module, name: str) -> torch.Tensor:
-    owner_name, _, leaf = name.rpartition(".")
-    tensor: torch.Tensor = getattr(root.get_submodule(owner_name), leaf)
+def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the tensor called `name` ("conv1.weight"), and what it calls it ("weight")."""
+    path, _, leaf = name.rpartition(".")
+    return root.get_submodule(path), leaf
+
+
+def tensor_called(root: nn.Module, name: str) -> torch.Tensor:
+    """The tensor called `name` ("conv1.weight"), constraints applied; AttributeError if there is none."""
+    owner, leaf = owner_of(root, name)
+    tensor: torch.Tensor = getattr(owner, leaf)
     return tensor
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError
+from featherweight.graph.program import tensor_called
 
 __all__ = ["select_weights"]
 
@@ -39,8 +40,7 @@ def select_weights(
     """
     found = {}
     for name in _parameter_names(model):
-        owner, _, leaf = name.rpartition(".")
-        weight = getattr(model.get_submodule(owner), leaf).detach()
+        weight = tensor_called(model, name).detach()
         wanted = include is None or any(fnmatchcase(name, pattern) for pattern in include)
         if wanted and not any(fnmatchcase(name, pattern) for pattern in exclude or ()) and weight.dim() >= min_dim:
             found[name] = weight

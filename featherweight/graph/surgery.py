@@ -20,7 +20,7 @@ from featherweight.graph.constraint import Constraint, constrain, constrained, d
 from featherweight.graph.groups import Axis, Coupling, trace
 from featherweight.graph.labels import kept_along
 from featherweight.graph.ops import row_of
-from featherweight.graph.program import Input, Program, ProgramModule, Ref
+from featherweight.graph.program import Input, Program, ProgramModule, Ref, owner_of, tensor_called
 from featherweight.graph.shapes import infer_shapes
 from featherweight.graph.sizes import Resize
 
@@ -258,8 +258,8 @@ def _constrain_like(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, to
         if not all(isinstance(constraint, Constraint) for constraint in chain):
             _log.warning("%s has a parametrization that cannot be sliced; its values stay, the parametrization goes", name)
             continue
-        owner, _, leaf = name.rpartition(".")
-        original = model.get_submodule(owner).parametrizations[leaf].original  # type: ignore[index,union-attr]
+        owner, leaf = owner_of(model, name)
+        original = owner.parametrizations[leaf].original  # type: ignore[index,union-attr]
         # The first constraint is put on what it gave itself, not on what those after it made of that.
         parameters[name].data = _take(chain[0](original).detach(), name, kept).clone()
         for constraint in map(copy.deepcopy, chain):
@@ -308,14 +308,13 @@ def _difference(a: Any, b: Any) -> float:
 
 
 def _tensor(model: nn.Module, name: str, axis: int = 0, indices: tuple[int, ...] = ()) -> torch.Tensor:
-    owner, _, leaf = name.rpartition(".")
     try:
-        tensor = getattr(model.get_submodule(owner), leaf)
+        tensor = tensor_called(model, name)
     except AttributeError:
         raise RequestError(f"a plan must name tensors of the network, got {name!r}, which it lacks") from None
     if not 0 <= axis < tensor.dim() or (indices and not 0 <= min(indices) <= max(indices) < tensor.shape[axis]):
         raise RequestError(f"a plan must name indices of the network's tensors, but {name!r} has shape {tuple(tensor.shape)}")
-    return tensor  # type: ignore[no-any-return]
+    return tensor
 
 
 def _complement(size: int, indices: tuple[int, ...]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from featherweight.errors import RequestError
 from featherweight.files import replacing
 from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate
+from featherweight.graph.program import tensor_called
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import Mask
 from featherweight.quantization import Codebook
@@ -168,12 +169,10 @@ def rebuild(state: Mapping[str, Any], start: nn.Module) -> Network:
     for plan in plans:
         model = plan.apply(model)
     for name, kinds in state["constraints"].items():
-        owner, _, leaf = name.rpartition(".")
+        path, _, leaf = name.rpartition(".")
+        original = f"{path}.parametrizations.{leaf}.original".lstrip(".")
         for kind in kinds:
-            shape = getattr(model.get_submodule(owner), leaf).shape
-            constrain(
-                model, name, _blank(_KINDS[kind], shape, state["tensors"], f"{owner}.parametrizations.{leaf}".lstrip("."))
-            )
+            constrain(model, name, _blank(_KINDS[kind], tensor_called(model, name).shape, state["tensors"], original))
     try:
         model.load_state_dict(state["tensors"])
     except RuntimeError as error:
@@ -181,7 +180,7 @@ def rebuild(state: Mapping[str, Any], start: nn.Module) -> Network:
     return Network(model, plans)
 
 
-def _blank(kind: type[Constraint], shape: torch.Size, tensors: Mapping[str, torch.Tensor], path: str) -> Constraint:
+def _blank(kind: type[Constraint], shape: torch.Size, tensors: Mapping[str, torch.Tensor], original: str) -> Constraint:
     if kind is Codebook:
-        return Codebook(torch.zeros(shape, dtype=torch.int64), len(tensors[f"{path}.original"]))
+        return Codebook(torch.zeros(shape, dtype=torch.int64), len(tensors[original]))
     return Mask(torch.ones(shape, dtype=torch.bool))

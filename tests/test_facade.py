@@ -88,6 +88,8 @@ def _faults(name: str, function: Callable[..., Any]) -> Iterator[str]:
     nothing = signature.return_annotation in ("None", "NoReturn", None)
     if parameters and not nothing and not re.search(r"^(Returns|Yields):", text, re.MULTILINE):
         yield f"{name}: no Returns:"
+    if ">>>" not in text:
+        yield f"{name}: no Example:"
 
 
 def _documented_arguments(text: str) -> list[str]:
@@ -118,4 +120,8 @@ def test_faults_are_found() -> None:
         """
         return x
 
-    assert list(_faults("stale", stale)) == ["stale: takes ['x'], Args: has ['y']", "stale: no Returns:"]
+    assert list(_faults("stale", stale)) == [
+        "stale: takes ['x'], Args: has ['y']",
+        "stale: no Returns:",
+        "stale: no Example:",
+    ]

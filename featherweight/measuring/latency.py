@@ -93,6 +93,13 @@ def compare_latency(
     Raises:
         RequestError: an option is out of range, or there is no network.
         CaptureError, FeatherweightError: a network cannot be captured or exported.
+
+    Example:
+        >>> import torch
+        >>> narrow, wide = nn.Linear(64, 8), nn.Linear(64, 4096)
+        >>> fast, slow = compare_latency([narrow, wide], torch.zeros(1, 64), seconds=0.05)
+        >>> fast.median_s < slow.median_s
+        True
     """
     for name, value in (("threads", threads), ("batch", batch)):
         if value < 1:

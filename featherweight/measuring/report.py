@@ -86,6 +86,12 @@ def measure(
         RequestError: an argument is missing or contradicts another.
         FormatError: the `.fw` file is damaged.
         CaptureError, FeatherweightError: the network cannot be captured or exported.
+
+    Example:
+        >>> import torch
+        >>> report = measure(nn.Linear(4, 2), torch.zeros(1, 4), data=[(torch.zeros(3, 4), torch.tensor([0, 1, 1]))])
+        >>> report.parameters, report.macs
+        (10, 8)
     """
     file = Path(model) if isinstance(model, str | Path) else None
     source = model if isinstance(model, nn.Module) else load(model)

@@ -62,6 +62,11 @@ def packed_bytes(model: nn.Module, example: Example | None = None) -> int:
 
     Raises:
         CaptureError: the network cannot be captured.
+
+    Example:
+        >>> import torch
+        >>> packed_bytes(torch.nn.Linear(100, 10), torch.zeros(1, 100)) < 4 * 1010
+        True
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.fw")

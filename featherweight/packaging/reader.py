@@ -69,6 +69,12 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Progr
     Raises:
         FormatError: the file is damaged, cut short, of a newer version, expands beyond `max_bytes`, or holds no network.
         RequestError: the file cannot be opened.
+
+    Example:
+        >>> from featherweight.packaging.writer import save
+        >>> _ = save(torch.nn.Linear(3, 2), "layer.fw", example=torch.zeros(1, 3))
+        >>> load("layer.fw")(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
     """
     manifest, tensors = _read_all(path, max_bytes)
     if not manifest.has_network:
@@ -116,6 +122,13 @@ def inspect(path: str | os.PathLike[str]) -> Contents:
     Raises:
         FormatError: the file is damaged as far as one can tell without decoding tensors.
         RequestError: the file cannot be opened.
+
+    Example:
+        >>> from featherweight.packaging.writer import save
+        >>> size = save(torch.nn.Linear(3, 2), "layer.fw", example=torch.zeros(1, 3))
+        >>> contents = inspect("layer.fw")
+        >>> [tensor.name for tensor in contents.tensors], contents.total_bytes == size
+        (['weight', 'bias'], True)
     """
     with _open(path) as file:
         source = _Source(file)

@@ -67,6 +67,10 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
 
     Raises:
         RequestError: the path cannot be written, or a tensor is not an ordinary dense one.
+
+    Example:
+        >>> save_tensors({"zeros": torch.zeros(1000, 1000)}, "zeros.fw") < 100
+        True
     """
     with replacing(path) as file:
         return write(file, None, tensors)

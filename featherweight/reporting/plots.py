@@ -73,6 +73,11 @@ def plot_size_accuracy(points: Sequence[Point], path: str | Path, *, title: str 
 
     Raises:
         RequestError: there are no points, a point is out of range, the path is unusable, or matplotlib is missing.
+
+    Example:
+        >>> points = [Point(44_000, 0.9926, series="paper", reference=True), Point(3_300, 0.9926), Point(5_000, 0.993)]
+        >>> plot_size_accuracy(points, "sizes.svg", title="LeNet-5").name
+        'sizes.svg'
     """
     path = Path(path)
     if path.suffix not in _FORMATS:

@@ -25,6 +25,14 @@ def print_before_after(before: Report, after: Report, *, console: Console | None
         before: of the network as it came.
         after: of the network it became.
         console: where to print; standard output by default.
+
+    Example:
+        >>> from featherweight.measuring import Report
+        >>> before = Report(0.99, 2000, 500, 500, 450, 2e-5, 1e-6, 1, 1, "onnxruntime 1.31")
+        >>> after = Report(0.98, 1000, 500, 250, 450, 2e-5, 1e-6, 1, 1, "onnxruntime 1.31")
+        >>> print_before_after(before, after)  # doctest: +ELLIPSIS
+        <BLANKLINE>
+        ...
     """
     table = _table("", "before", "after", "change")
     for row in _before_after(before, after):
@@ -38,6 +46,12 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     Args:
         report: what to print.
         console: where to print; standard output by default.
+
+    Example:
+        >>> from featherweight.measuring import Report
+        >>> print_report(Report(0.99, 2000, 500, 500, 450, 2e-5, 1e-6, 1, 1, "onnxruntime 1.31"))  # doctest: +ELLIPSIS
+        <BLANKLINE>
+        ...
     """
     table = _table("", "")
     for name, value in _cells(report).items():
@@ -51,6 +65,14 @@ def print_contents(contents: Contents, *, console: Console | None = None) -> Non
     Args:
         contents: what `packaging.inspect` found.
         console: where to print; standard output by default.
+
+    Example:
+        >>> import torch
+        >>> from featherweight.packaging import inspect, save
+        >>> _ = save(torch.nn.Linear(3, 2), "layer.fw", example=torch.zeros(1, 3))
+        >>> print_contents(inspect("layer.fw"))  # doctest: +ELLIPSIS
+        <BLANKLINE>
+        ...
     """
     from rich.text import Text
 
@@ -76,6 +98,13 @@ def before_after_markdown(before: Report, after: Report) -> str:
 
     Returns:
         The table and a line on how the latency was measured, ending with a newline.
+
+    Example:
+        >>> from featherweight.measuring import Report
+        >>> before = Report(0.99, 2000, 500, 500, 450, 2e-5, 1e-6, 1, 1, "onnxruntime 1.31")
+        >>> after = Report(0.98, 1000, 500, 250, 450, 2e-5, 1e-6, 1, 1, "onnxruntime 1.31")
+        >>> before_after_markdown(before, after).splitlines()[3]
+        '| file size | 2.00 KB (2,000 B) | 1.00 KB (1,000 B) | 2.00 × smaller |'
     """
     rows = [("", "before", "after", "change"), (":--", "--:", "--:", "--:"), *_before_after(before, after)]
     table = "".join("| " + " | ".join(row) + " |\n" for row in rows)

@@ -19,4 +19,7 @@ def silent(task: str, done: int, total: int, note: str = "") -> None:
 
     Args:
         task, done, total, note: as in `Progress`; not looked at.
+
+    Example:
+        >>> silent("train", 1, 10, "loss 0.5")
     """

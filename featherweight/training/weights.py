@@ -28,6 +28,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: the file is missing, unreadable or holds no state dict; names are missing or unexpected; shapes differ;
             or a tensor holds NaN or infinity.
+
+    Example:
+        >>> torch.save(nn.Linear(2, 1).state_dict(), "weights.pt")
+        >>> load_weights(nn.Linear(2, 1), Path("weights.pt"))
     """
     path = Path(path)
     state = _read(path)

@@ -162,7 +162,7 @@ class _Search:
                     stopped = str(error)
             if stopped is None:
                 self.journal.record(None, {"trained": network})
-        accuracy = evaluate(network.model, self.data.validation)
+        accuracy = evaluate(network.model, self.data.validation, progress=self._bar(label))
         self.progress(label, 1, 1, f"{100 * accuracy:.2f} % on validation")
         return network, accuracy, stopped
 
@@ -212,7 +212,8 @@ class _Search:
             self.progress(label, 1, 1, f"{NOTHING_TO_DO}: {reason}")
             return {"accepted": False, "within_budget": False, "outcome": NOTHING_TO_DO, "note": str(reason)}, current
         self._tune(model, attempt.tuning, attempt.after_step, label)
-        accuracy, figures = evaluate(model, self.data.validation), self._figures(model)
+        accuracy = evaluate(model, self.data.validation, progress=self._bar(label))
+        figures = self._figures(model)
         drop = 100 * (threshold.accuracy - accuracy)
         outcome = TOO_INACCURATE if drop > threshold.allowed + 1e-9 else KEPT if threshold.is_lighter(figures) else NO_LIGHTER
         entry = {
@@ -231,14 +232,18 @@ class _Search:
         """Percentage points of accuracy that may be lost by the end of a step."""
         return step.share * (DEFAULT_DROP if self.budget.accuracy_drop is None else self.budget.accuracy_drop)
 
-    def _tune(self, model: nn.Module, tuning: Tuning, after_step: AfterStep | None, label: str) -> None:
-        """Trains in place. The bar stays short of its end, which is for saying what came of it."""
+    def _bar(self, label: str) -> Progress:
+        """Progress of a part of a task: it stays short of the end, which is for saying what came of the task."""
 
         def report(task: str, done: int, total: int, note: str = "") -> None:
-            self.progress(label, done - 1 if done == total else done, total, note)
+            self.progress(label, done - 1 if done == total else done, total, note or task)
 
+        return report
+
+    def _tune(self, model: nn.Module, tuning: Tuning, after_step: AfterStep | None, label: str) -> None:
+        """Trains in place."""
         self.tune(
-            model, self.data.train, tuning, seed=self.seed, progress=report,
+            model, self.data.train, tuning, seed=self.seed, progress=self._bar(label),
             checkpoint=self.journal.epoch_checkpoint, after_step=after_step,
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ TEXT = """# Deep Compression on MNIST
 Han, Mao and Dally (ICLR 2016, table 1) beside featherweight: whole files, header and architecture included, 1 KB = 1000 bytes;
 test error in % of 10 000 images, looked at once per run, after the search. Ours: mean ± standard deviation over seeds; the size
 before is the uncompressed network's, packed losslessly. Every choice within a run was made on a tenth of the training set, held
-out as validation data; how much validation accuracy a run may give up (`BUDGET` in `reproduce.py`) was set once per net, after
+out as validation data; how much validation accuracy a run may give up (`BUDGET` in `reproduce.py`) was set per net, after
 trial runs whose test error was seen.
 
 {table}

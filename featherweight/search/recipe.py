@@ -81,7 +81,7 @@ class PruneNeurons:
     allocation: str = "global"
     round_to: int = 1
     tuning: Tuning = field(default_factory=lambda: Tuning(epochs=3, min_steps=400))
-    share: float = 0.4
+    share: float = 0.25
 
     def __post_init__(self) -> None:
         check("sparsity", self.sparsity, "a number in (0, 1)", _is_share(self.sparsity))
@@ -128,11 +128,11 @@ class PruneWeights:
         RequestError: a setting is out of range, or a name unknown.
     """
 
-    sparsities: tuple[float, ...] = (0.5, 0.7, 0.8, 0.87, 0.92, 0.95, 0.97, 0.98, 0.99)
+    sparsities: tuple[float, ...] = (0.6, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
     schedule: str = "cubic"
     until: float = 0.6
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=4, min_steps=600))
-    share: float = 0.8
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=8, min_steps=800))
+    share: float = 0.75
 
     def __post_init__(self) -> None:
         holds = _is_list(self.sparsities, _is_share) and _increases(self.sparsities)
@@ -173,7 +173,7 @@ class ClusterWeights:
 
     clusters: tuple[int, ...] = (64, 32, 16, 8)
     init: str = "linear"
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=2, min_steps=400, learning_rate=3e-4))
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=3, min_steps=400, learning_rate=5e-4))
     share: float = 1.0
 
     def __post_init__(self) -> None:

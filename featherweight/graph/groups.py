@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from featherweight.graph.labels import FREE, Labels, varying_axes
+from featherweight.graph.heads import find_heads
+from featherweight.graph.labels import Labelled, Labels, Solution
 from featherweight.graph.ops import row_of
 from featherweight.graph.program import Program, map_refs, refs_in
-from featherweight.graph.rules import Call, Owned
+from featherweight.graph.rules import Call, tensors_in
 from featherweight.graph.shapes import infer_shapes
 
-__all__ = ["Axis", "Coupling", "Group", "trace"]
+__all__ = ["Axis", "Coupling", "Group", "Unit", "trace"]
 
 Axis = tuple[str, int]
 """A tensor's name and one of its axes."""
+
+Unit = Literal["neuron", "head"]
+"""What attention loses: single features of every head, or whole heads. Other channels are neurons in any case."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Group:
 
     name: str
     members: Mapping[Axis, torch.Tensor]
+    unit: Unit = "neuron"
 
     @property
     def size(self) -> int:
@@ -41,8 +45,8 @@ class Group:
 class Coupling:
     """What a trace found: the groups that may shrink, why other tensors may not, and the labels behind both.
 
-    `values` holds the label tensor of each value of the program (None where it is no tensor) and `axes` that of each tensor's
-    axis; all labels are representatives.
+    `values` holds for each value of the program its `Labelled`, or a list of them (None where it is no tensor), and `axes` the
+    line of each tensor's axis; all labels are representatives.
     """
 
     groups: tuple[Group, ...]
@@ -52,15 +56,17 @@ class Coupling:
     label_count: int
 
 
-def trace(program: Program, tensors: Mapping[str, torch.Tensor]) -> Coupling:
+def trace(program: Program, tensors: Mapping[str, torch.Tensor], *, unit: Unit = "neuron") -> Coupling:
     """Finds which slices of which tensors form one channel, by running the program on labels.
 
-    After DepGraph (Fang et al., CVPR 2023), which propagates over layers; here every element of every value carries its
-    channel, so reshapes, concatenations and splits need no rule of their own.
+    After DepGraph (Fang et al., CVPR 2023), which propagates over layers; here every axis of every value carries the channels
+    of its indices, so reshapes, concatenations and splits need no rule of their own.
 
     Args:
         program: the network.
         tensors: its tensors by name; only shapes are read.
+        unit: "head" keeps the features of an attention head together, so that heads go whole; "neuron" takes features, the
+            same of every head.
 
     Returns:
         The coupling. The network's inputs and outputs are locked.
@@ -75,93 +81,63 @@ def trace(program: Program, tensors: Mapping[str, torch.Tensor]) -> Coupling:
         >>> [(g.name, g.size, sorted(g.members)) for g in trace(program, tensors_of(net, program)).groups]
         [('0.weight', 3, [('0.bias', 0), ('0.weight', 0), ('2.weight', 1)])]
     """
-    tracer = _Tracer(program, tensors)
-    values = tracer.run()
-    axes = tracer.axes()
-    roots = [_map_tensors(v, tracer.labels.roots) for v in values]
-    return Coupling(_groups(axes, tracer.labels), _locked(axes, tracer.labels), roots, axes, len(tracer.labels))
+    labels = Labels()
+    values = _run(program, tensors, labels, unit)
+    for value in tensors_in(values[ref.index] for ref in refs_in(program.output)):
+        for line in value.lines.values():
+            labels.lock(line, "it is an output of the network")
+    solution = labels.solve()
+    values = [solution.of(v) for v in values]
+    owned = values[len(program.inputs) : program.first_node]
+    axes = {
+        (spec.name, axis): line
+        for spec, value in zip(program.tensors, owned, strict=True)
+        for axis, line in sorted(value.lines.items())
+    }
+    return Coupling(_groups(axes, solution), _locked(axes, solution), values, axes, len(solution.roots))
 
 
-class _Tracer:
-    """Runs a program on labels."""
-
-    def __init__(self, program: Program, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.program = program
-        self.labels = Labels()
-        self._tensors = tensors
-        self._axis_labels: dict[Axis, torch.Tensor] = {}
-        self._element_labels: dict[str, torch.Tensor] = {}
-
-    def run(self) -> list[Any]:
-        program = self.program
-        shapes = infer_shapes(program, self._tensors)
-        values: list[Any] = [torch.zeros((), dtype=torch.int64).expand(shapes[i].shape) for i in range(len(program.inputs))]
-        values += [Owned(spec.name, tuple(self._tensors[spec.name].shape)) for spec in program.tensors]
-        for node, out in zip(program.nodes, shapes[program.first_node :], strict=True):
-            if not _has_tensor(out):
-                values.append(out)
-                continue
-            args = map_refs(node.args, lambda ref: values[ref.index])
-            kwargs = map_refs(node.kwargs, lambda ref: values[ref.index])
-            call = Call(node, args, kwargs, out, self.labels, self.axis, self.elements)
-            values.append(row_of(node.op).couple(call))
-        for ref in refs_in(program.output):
-            if isinstance(values[ref.index], Owned | torch.Tensor):
-                self.labels.lock(self.elements(values[ref.index]), "it is an output of the network")
-        return [self._element_labels.get(v.name) if isinstance(v, Owned) else v for v in values]
-
-    def axis(self, owned: Owned, axis: int) -> torch.Tensor:
-        key = (owned.name, axis)
-        if key not in self._axis_labels:
-            self._axis_labels[key] = self.labels.fresh(owned.shape[axis])
-        return self._axis_labels[key]
-
-    def elements(self, value: Any) -> torch.Tensor:
-        if isinstance(value, torch.Tensor):
-            return value
-        if not isinstance(value, Owned):
-            return torch.full((), FREE)
-        if len(value.shape) == 1:
-            return self.axis(value, 0)
-        if value.name not in self._element_labels:
-            count = int(torch.Size(value.shape).numel())
-            self._element_labels[value.name] = self.labels.fresh(count).reshape(value.shape)
-        return self._element_labels[value.name]
-
-    def axes(self) -> dict[Axis, torch.Tensor]:
-        """The labels of each tensor's axes; a tensor whose elements' channels do not lie along one axis is locked."""
-        found = dict(self._axis_labels)
-        for name, labels in self._element_labels.items():
-            roots = self.labels.roots(labels)
-            varying = varying_axes(roots)
-            own = varying[0] if len(varying) == 1 else None
-            if own is None:
-                self.labels.lock(roots, f"the channels of {name} do not lie along one of its axes")
-            # The axes that contractions see: an axis that the elements know nothing of must stay for their sake.
-            for axis in range(labels.dim()):
-                if axis != own and (name, axis) in found:
-                    self.labels.lock(found[name, axis], f"{name} is also used element by element")
-            if own is not None:
-                line = roots.movedim(own, 0).reshape(roots.shape[own], -1)[:, 0]
-                self.labels.tie(line, found.setdefault((name, own), line))
-        return {key: self.labels.roots(labels) for key, labels in found.items()}
+def _run(program: Program, tensors: Mapping[str, torch.Tensor], labels: Labels, unit: Unit) -> list[Any]:
+    """What each value of the program is, as Labelled; numbers as they are."""
+    shapes = infer_shapes(program, tensors)
+    heads = find_heads(program, shapes) if unit == "head" else {}
+    values: list[Any] = [Labelled(tuple(shapes[i].shape)) for i in range(len(program.inputs))]
+    for spec in program.tensors:
+        shape = tuple(tensors[spec.name].shape)
+        made = spec.name in program.constants  # numbers in the code, which stays as it is
+        values.append(Labelled(shape, {a: labels.fresh(n) for a, n in enumerate(shape) if n > 1 and not made}))
+    for position, (node, out) in enumerate(zip(program.nodes, shapes[program.first_node :], strict=True)):
+        if not _has_tensor(out):
+            values.append(out)
+            continue
+        args = map_refs(node.args, lambda ref: values[ref.index])
+        kwargs = map_refs(node.kwargs, lambda ref: values[ref.index])
+        lines = row_of(node.op).couple(Call(node, args, kwargs, out, labels, heads.get(position)))
+        values.append(_labelled(out, lines))
+    return values
 
 
-def _groups(axes: Mapping[Axis, torch.Tensor], labels: Labels) -> tuple[Group, ...]:
+def _labelled(out: Any, lines: Any) -> Any:
+    if isinstance(out, list | tuple):
+        return [_labelled(o, part) for o, part in zip(out, lines, strict=True)]
+    return Labelled(tuple(out.shape), lines) if isinstance(out, torch.Tensor) else out
+
+
+def _groups(axes: Mapping[Axis, torch.Tensor], solution: Solution) -> tuple[Group, ...]:
     """Collects the channels, and puts those that occupy the same axes into one group."""
-    channels: dict[int, dict[Axis, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for key, roots in axes.items():
-        for index, root in enumerate(roots.tolist()):
-            if root != FREE and labels.reason_locked(root) is None:
-                channels[root][key].append(index)
-    grouped: dict[tuple[tuple[Axis, int], ...], list[dict[Axis, list[int]]]] = defaultdict(list)
+    channels: dict[int, dict[Axis, list[int]]] = {}
+    for key, line in axes.items():
+        for index, root in enumerate(line.tolist()):
+            if root not in solution.locked:
+                channels.setdefault(root, {}).setdefault(key, []).append(index)
+    grouped: dict[tuple[Any, ...], list[int]] = {}
     for root in sorted(channels):
-        signature = tuple((key, len(indices)) for key, indices in channels[root].items())
-        grouped[signature].append(channels[root])
+        signature = (root in solution.heads, *((key, len(indices)) for key, indices in channels[root].items()))
+        grouped.setdefault(signature, []).append(root)
     groups = []
-    for signature, members in grouped.items():
-        stacked = {key: torch.tensor([channel[key] for channel in members]) for key, _ in signature}
-        groups.append(Group(_producer(stacked), stacked))
+    for (is_head, *keys), roots in grouped.items():
+        members = {key: torch.tensor([channels[root][key] for root in roots]) for key, _ in keys}
+        groups.append(Group(_producer(members), members, "head" if is_head else "neuron"))
     return tuple(groups)
 
 
@@ -170,22 +146,14 @@ def _producer(members: Mapping[Axis, torch.Tensor]) -> str:
     return next((name for name, axis in members if axis == 0), next(iter(members))[0])
 
 
-def _locked(axes: Mapping[Axis, torch.Tensor], labels: Labels) -> dict[Axis, str]:
+def _locked(axes: Mapping[Axis, torch.Tensor], solution: Solution) -> dict[Axis, str]:
     locked = {}
-    for key, roots in axes.items():
-        reasons = [labels.reason_locked(root) for root in roots.tolist() if root != FREE]
-        if reasons and reasons[0] is not None and all(reasons):
+    for key, line in axes.items():
+        reasons = [solution.locked.get(root) for root in line.tolist()]
+        if reasons[0] is not None and all(reasons):
             locked[key] = reasons[0]
     return locked
 
 
 def _has_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and any(_has_tensor(v) for v in value))
-
-
-def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return change(value) if value.dtype == torch.int64 else None
-    if isinstance(value, list | tuple):
-        return [_map_tensors(v, change) for v in value]
-    return None

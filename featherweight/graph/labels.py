@@ -1,126 +1,134 @@
-"""Labels: which elements of all the network's values are one channel.
+"""Labels: which indices of all the network's axes are one channel.
 
-Every element of every value carries a label, the number of the channel it belongs to. Running an operation on labels instead of
-numbers shows where each channel goes; two channels that must be removed together are tied (union-find). A label tensor has the
-shape of the value it describes, mostly as an expanded view, so that a label per channel costs no more than the channel.
+Every index of an axis that may shrink carries a label, the number of the channel it belongs to; the labels of an axis are its
+*line*. Two channels that must go together are tied. A value's lines say all there is to know about it: an element stays if the
+labels of all its indices stay, so what is left is always a box. An axis without a line keeps its size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["FREE", "Labels", "collapse", "kept_along", "varying_axes"]
+__all__ = ["FIXED", "Labelled", "Labels", "Solution", "kept_along", "map_labelled"]
 
-FREE = -1
-"""The label of an element that belongs to no channel, and broadcasts to whatever it meets."""
+FIXED = 0
+"""The label of an index that always stays; it exists from the start."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A value while its channels are traced: its shape, and the line of each axis along which channels lie, shape (size,)."""
+
+    shape: tuple[int, ...]
+    lines: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What ties and locks come to: the representative of each label, why representatives must stay, and which are heads."""
+
+    roots: torch.Tensor
+    locked: Mapping[int, str]
+    heads: frozenset[int]
+
+    def of(self, value: Any) -> Any:
+        """`value` (Labelled, a list of such, or anything else) with every label replaced by its representative."""
+        return map_labelled(value, lambda v: Labelled(v.shape, {axis: self.roots[line] for axis, line in v.lines.items()}))
 
 
 class Labels:
-    """The channels of a network while it is traced: fresh labels, ties between them, and those that must stay.
-
-    Label 0 exists from the start and is locked: it belongs to what can never be removed.
-    """
+    """The channels of a network while it is traced: fresh labels, ties between them, and those that must stay."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = [0]
-        self._locked: dict[int, str] = {0: "it is an input of the network"}
-
-    def __len__(self) -> int:
-        """How many labels were ever made."""
-        return len(self._parent)
+        self._count = 1
+        self._ties: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._locks: list[tuple[torch.Tensor, str]] = [(torch.tensor([FIXED]), "it is an input of the network")]
+        self._heads: list[torch.Tensor] = []
+        self._copies: set[int] = set()
 
     def fresh(self, count: int) -> torch.Tensor:
         """`count` new labels, shape (count,), int64."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
+        start, self._count = self._count, self._count + count
         return torch.arange(start, start + count)
 
-    def find(self, label: int) -> int:
-        """The representative of the labels tied to `label`."""
-        root = label
-        while self._parent[root] != root:
-            root = self._parent[root]
-        while self._parent[label] != root:
-            self._parent[label], label = root, self._parent[label]
-        return root
+    def fresh_copies(self, count: int) -> torch.Tensor:
+        """`count` new labels of an axis that holds copies of one thing, and so is the first to stay where two axes clash."""
+        labels = self.fresh(count)
+        self._copies.update(labels.tolist())
+        return labels
 
-    def roots(self, labels: torch.Tensor) -> torch.Tensor:
-        """`labels` with each replaced by its representative; FREE stays FREE."""
-        distinct, inverse = torch.unique(labels, return_inverse=True)
-        found = torch.tensor([label if label == FREE else self.find(label) for label in distinct.tolist()], dtype=torch.int64)
-        return found[inverse] if found.numel() else labels
+    def are_copies(self, labels: torch.Tensor) -> bool:
+        """Whether `fresh_copies` made them."""
+        return int(labels.reshape(-1)[0]) in self._copies
 
     def tie(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Ties the labels of `a` to those of `b`, element by element; the shapes broadcast."""
-        a, b = collapse(*torch.broadcast_tensors(a, b))
-        pairs = torch.unique(torch.stack([a.reshape(-1), b.reshape(-1)]), dim=1)
-        for x, y in pairs.t().tolist():
-            if x != FREE and y != FREE:
-                self._union(x, y)
-
-    def tie_along(self, labels: torch.Tensor, axis: int) -> torch.Tensor:
-        """Ties all labels that share an index of `axis`; returns one for each index, shape (size,)."""
-        rows = labels.movedim(axis, 0)
-        size = rows.shape[0]
-        (small,) = collapse(rows, keep=0)
-        columns = small.reshape(size, -1) if small.numel() else torch.full((size, 1), FREE)
-        self.tie(columns, columns[:, :1])
-        return columns[:, 0]
+        if a is not b:
+            a, b = torch.broadcast_tensors(a, b)
+            self._ties.append((a.reshape(-1), b.reshape(-1)))
 
     def lock(self, labels: torch.Tensor, reason: str) -> None:
-        """Marks the channels as not removable; the first reason is kept."""
-        (small,) = collapse(labels)
-        for label in torch.unique(small).tolist():
-            if label != FREE:
-                self._locked.setdefault(self.find(label), reason)
+        """Marks channels as not removable; the first reason is kept."""
+        self._locks.append((labels.reshape(-1), reason))
 
-    def reason_locked(self, label: int) -> str | None:
-        """Why this channel must stay, or None if it may go."""
-        return self._locked.get(self.find(label))
+    def mark_heads(self, labels: torch.Tensor) -> None:
+        """Notes that these channels are whole attention heads."""
+        self._heads.append(labels.reshape(-1))
 
-    def _union(self, a: int, b: int) -> None:
-        keep, gone = sorted((self.find(a), self.find(b)))
-        if keep == gone:
-            return
-        self._parent[gone] = keep
-        reason = self._locked.pop(gone, None)
-        if reason is not None:
-            self._locked.setdefault(keep, reason)
+    def solve(self) -> Solution:
+        """The representatives (the smallest label of those tied), and what follows for locks."""
+        roots = torch.from_numpy(_components(self._count, self._ties))
+        locked: dict[int, str] = {}
+        for labels, reason in self._locks:
+            for root in torch.unique(roots[labels]).tolist():
+                locked.setdefault(root, reason)
+        heads = torch.unique(roots[torch.cat(self._heads)]).tolist() if self._heads else []
+        return Solution(roots, locked, frozenset(heads))
 
 
-def collapse(*tensors: torch.Tensor, keep: int | None = None) -> tuple[torch.Tensor, ...]:
-    """The tensors (of one shape) cut to index 0 along every axis that is only an expansion (stride 0) in all of them."""
-    first = tensors[0]
-    for axis in range(first.dim()):
-        if axis != keep and all(t.shape[axis] > 1 and t.stride(axis) == 0 for t in tensors):
-            tensors = tuple(t.narrow(axis, 0, 1) for t in tensors)
-    return tensors
+def _components(count: int, ties: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Connected components: each label's parent becomes the smallest label it is tied to, until nothing changes."""
+    parent = np.arange(count)
+    if not ties:
+        return parent
+    a = torch.cat([a for a, _ in ties]).numpy()
+    b = torch.cat([b for _, b in ties]).numpy()
+    while True:
+        of_a, of_b = parent[a], parent[b]
+        apart = of_a != of_b
+        if not apart.any():
+            return parent
+        a, b, of_a, of_b = a[apart], b[apart], of_a[apart], of_b[apart]
+        np.minimum.at(parent, np.maximum(of_a, of_b), np.minimum(of_a, of_b))
+        while not np.array_equal(parent, parent[parent]):
+            parent = parent[parent]
 
 
-def varying_axes(labels: torch.Tensor) -> tuple[int, ...]:
-    """The axes along which the labels differ."""
-    (small,) = collapse(labels)
-    return tuple(axis for axis, size in enumerate(small.shape) if size > 1 and bool((small != small.narrow(axis, 0, 1)).any()))
+def map_labelled(value: Any, change: Any) -> Any:
+    """`value` with every Labelled in it, in lists and tuples too, replaced by `change(labelled)`; the rest becomes None."""
+    if isinstance(value, Labelled):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return [map_labelled(v, change) for v in value]
+    return None
 
 
-def kept_along(labels: torch.Tensor, removed: torch.Tensor) -> list[torch.Tensor]:
-    """Which indices of each axis stay when the `removed` labels go.
+def kept_along(value: Labelled, goes: torch.Tensor) -> list[torch.Tensor]:
+    """Which indices of each axis stay.
 
     Args:
-        labels: representatives, any shape.
-        removed: bool, shape (labels ever made,): True for a representative that goes.
+        value: with representatives as labels.
+        goes: bool, shape (labels ever made,): True for a representative that goes.
 
     Returns:
-        For each axis a bool tensor, True where any element stays.
+        For each axis a bool tensor of its size, True where the index stays.
     """
-    (small,) = collapse(labels)
-    stays = (small == FREE) | ~removed[small.clamp(min=0)]
-    axes: Sequence[int] = range(stays.dim())
-    kept = []
-    for axis in axes:
-        others = [a for a in axes if a != axis]
-        line = stays.any(dim=others) if others else stays
-        kept.append(line.expand(labels.shape[axis]))
-    return kept
+    return [
+        ~goes[value.lines[axis]] if axis in value.lines else torch.ones(size, dtype=torch.bool)
+        for axis, size in enumerate(value.shape)
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ __all__ = [
     "owner_of",
     "refs_in",
     "resolve_op",
+    "run_node",
     "tensor_called",
     "unused",
 ]
@@ -81,12 +82,17 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A whole network without its numbers. See the module's docstring for how values are numbered."""
+    """A whole network without its numbers. See the module's docstring for how values are numbered.
+
+    The exception are `constants`, tensors that the network's code makes from numbers, by name: no module has them. They stay
+    with the program only until a `ProgramModule` holds them as it holds the other tensors.
+    """
 
     inputs: tuple[Input, ...]
     tensors: tuple[TensorSpec, ...]
     nodes: tuple[Node, ...]
     output: Value
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def first_node(self) -> int:
@@ -151,14 +157,19 @@ _SAFE_TAGS = frozenset({torch.Tag.core, torch.Tag.pointwise})
 
 # Harmless operations that an un-decomposed program holds and that torch does not tag.
 _SAFE_OPS = frozenset(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d "
-    "max_pool3d upsample_bicubic2d zeros ones baddbmm batch_norm detach_ chunk contiguous conv1d conv2d conv3d "
-    "conv_transpose2d dropout dropout_ einsum expand_as feature_dropout flatten gelu group_norm instance_norm layer_norm "
-    "linear log_softmax matmul max_pool1d max_pool2d movedim narrow pad pixel_shuffle relu6 reshape reshape_as rms_norm "
-    "scaled_dot_product_attention selu sigmoid_ silu softmax split split_with_sizes squeeze stack swapaxes t tensor_split "
-    "tile to transpose type_as unbind unflatten unsqueeze view view_as channel_shuffle hardswish hardswish_ hardsigmoid mish "
-    "leaky_relu_ prelu sym_size detach lift_fresh_copy alias _assert_tensor_metadata roll square repeat_interleave "
-    "zeros_like ones_like full_like new_zeros new_ones new_full".split()
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d "
+    "avg_pool2d max_pool3d upsample_bicubic2d zeros ones baddbmm batch_norm detach_ chunk contiguous conv1d conv2d "
+    "conv3d conv_transpose2d dropout dropout_ einsum expand_as feature_dropout flatten gelu group_norm instance_norm "
+    "layer_norm linear log_softmax matmul max_pool1d max_pool2d movedim narrow pad pixel_shuffle relu6 reshape "
+    "reshape_as rms_norm scaled_dot_product_attention selu sigmoid_ silu softmax split split_with_sizes squeeze stack "
+    "swapaxes t tensor_split tile to transpose type_as unbind unflatten unsqueeze view view_as channel_shuffle "
+    "hardswish hardswish_ hardsigmoid mish leaky_relu_ prelu sym_size detach lift_fresh_copy alias "
+    "_assert_tensor_metadata roll square repeat_interleave zeros_like ones_like full_like new_zeros new_ones new_full "
+    "new_empty empty_like rand_like randn_like rand randn linspace meshgrid eye hann_window std var var_mean "
+    "linalg_vector_norm norm logsumexp all any cumprod unfold im2col col2im tril triu conv_transpose1d "
+    "conv_transpose3d lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell alpha_dropout "
+    "pixel_unshuffle log_sigmoid one_hot zero zero_ fill_ upsample_nearest1d replication_pad1d upsample_linear1d "
+    "upsample_trilinear3d upsample_nearest3d upsample_nearest2d upsample_bilinear2d adaptive_max_pool3d glu".split()
 )
 
 
@@ -199,7 +210,17 @@ def _is_tagged(packet_name: str) -> bool:
 
 
 # Where an op's arguments say "training": a program is captured in eval mode, and follows the module's mode when it runs.
-_TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "dropout_": 2, "feature_dropout": 2}
+_TRAINING_ARGUMENT = {
+    "batch_norm": 5,
+    "dropout": 2,
+    "dropout_": 2,
+    "feature_dropout": 2,
+    "alpha_dropout": 2,
+    "lstm.input": 6,
+    "gru.input": 6,
+    "rnn_tanh.input": 6,
+    "rnn_relu.input": 6,
+}
 
 
 class ProgramModule(nn.Module):
@@ -231,15 +252,23 @@ class ProgramModule(nn.Module):
         if len(inputs) != len(names) or len(args) + len(kwargs) != len(names):
             raise TypeError(f"this network takes {len(names)} inputs ({', '.join(names)}), got {len(args) + len(kwargs)}")
         values: list[Any] = [*inputs, *(tensor_called(self, spec.name) for spec in self.program.tensors)]
-        for node, dead in zip(self.program.nodes, self._last_use, strict=True):
-            node_args = list(map_refs(node.args, lambda ref: values[ref.index]))
-            flag = _TRAINING_ARGUMENT.get(node.op)
-            if flag is not None and self.training:
-                node_args[flag] = True
-            values.append(resolve_op(node.op)(*node_args, **map_refs(node.kwargs, lambda ref: values[ref.index])))
+        for position, (node, dead) in enumerate(zip(self.program.nodes, self._last_use, strict=True)):
+            values.append(self._run(position, node, values))
             for index in dead:
                 values[index] = None
         return map_refs(self.program.output, lambda ref: values[ref.index])
+
+    def _run(self, position: int, node: Node, values: Sequence[Any]) -> Any:
+        return run_node(node, lambda ref: values[ref.index], self.training)
+
+
+def run_node(node: Node, value_of: Callable[[Ref], Any], training: bool) -> Any:
+    """Runs one operation on the values its arguments refer to."""
+    args = list(map_refs(node.args, value_of))
+    flag = _TRAINING_ARGUMENT.get(node.op)
+    if flag is not None and training:
+        args[flag] = True
+    return resolve_op(node.op)(*args, **map_refs(node.kwargs, value_of))
 
 
 def _last_uses(program: Program) -> tuple[tuple[int, ...], ...]:

@@ -1,78 +1,71 @@
 """How operations couple channels: one rule for each kind of operation. `graph.ops` says which operation has which.
 
-A rule takes a `Call` and returns the labels of its result, in the result's shape; on the way it ties the channels that must go
-together and locks those that must stay. Operations that only move data need no rule of their own: run on labels they show
-where every channel goes. Elementwise operations tie the labels that meet. Only contractions, normalisations, reductions, and
-moves that count channels have a rule each.
+A rule takes a `Call` and returns the lines of its result (a list of them for several results); on the way it ties the channels
+that must go together and locks those that must stay. Parameters are values like any other, with a line along every axis.
+Here are elementwise operations, reductions and norms; `graph.moves` has those that move data, `graph.contractions` those that
+multiply and add.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from featherweight.graph.labels import FREE, Labels, collapse, varying_axes
-from featherweight.graph.program import Node, Ref, resolve_op
+from featherweight.graph.labels import Labelled, Labels
+from featherweight.graph.program import Node
 
 __all__ = [
     "Call",
-    "Owned",
+    "Lines",
     "batch_norm",
     "constant",
-    "conv",
-    "linear",
+    "count_along",
+    "filled",
+    "group_norm",
+    "last_two",
+    "layer_norm",
     "lock",
-    "move",
-    "pad",
-    "pixel_shuffle",
+    "meet",
+    "meet_all",
     "pointwise",
-    "pool",
+    "positions",
     "prelu",
     "reduce",
-    "reshape",
-    "roll",
     "same",
-    "select",
-    "shuffle",
-    "slice_",
-    "softmax",
-    "unbind",
+    "tensors_in",
 ]
 
-
-@dataclass(frozen=True)
-class Owned:
-    """A tensor of the program, as an operation's argument while channels are traced."""
-
-    name: str
-    shape: tuple[int, ...]
+Lines = dict[int, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Call:
     """One operation being traced.
 
-    `args` and `kwargs` hold label tensors where the program has values, `Owned` where it has tensors, and plain numbers
-    elsewhere; `out` is the result on the meta device. `axis(owned, k)` gives the labels of a tensor's axis k, `elements(x)` a
-    label for every element.
+    `args` and `kwargs` hold `Labelled` where the program has tensors and plain numbers elsewhere; `out` is the result on the
+    meta device. `heads` is the number of attention heads if this operation splits channels into heads that are to go whole.
     """
 
     node: Node
     args: Sequence[Any]
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any]
     out: Any
     labels: Labels
-    axis: Callable[[Owned, int], torch.Tensor]
-    elements: Callable[[Any], torch.Tensor]
+    heads: int | None = None
 
     @property
     def where(self) -> str:
         """The operation and the user's line, for messages."""
         return f"{self.node.op} at {self.node.origin}" if self.node.origin else self.node.op
+
+    @property
+    def input(self) -> Labelled:
+        """The first argument."""
+        first: Labelled = self.args[0]
+        return first
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name."""
@@ -80,255 +73,179 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
+    def lock(self, value: Any, why: str, axes: Iterable[int] | None = None) -> None:
+        """Locks the channels along `axes` of a value, all by default."""
+        if isinstance(value, Labelled):
+            wanted = None if axes is None else {axis % len(value.shape) for axis in axes}
+            for axis, line in value.lines.items():
+                if wanted is None or axis in wanted:
+                    self.labels.lock(line, f"{self.where} {why}")
 
-def move(call: Call) -> Any:
-    """Data moves: run the operation itself on labels."""
-    op = "reshape" if call.node.op == "view" else call.node.op  # labels are expanded views, which `view` may refuse
-    moved = resolve_op(op)(*[_labels_of(a, call) for a in call.args], **call.kwargs)
-    for part in moved if isinstance(moved, list | tuple) else [moved]:
-        _make_product(part, call.labels)
-    return moved
-
-
-def reshape(call: Call) -> Any:
-    """view, reshape, expand: a size computed from the batch's (batch · channels) cannot follow the channels kept."""
-    moved = move(call)
-    if any(isinstance(call.node.args[1][axis], Ref) for axis in varying_axes(moved)):
-        call.labels.lock(moved, f"{call.where} computes a size from it")
-    return moved
+    def drop(self, value: Labelled, why: str, axes: Iterable[int]) -> Lines:
+        """The lines of a value but for `axes`, which are locked."""
+        gone = {axis % len(value.shape) for axis in axes}
+        self.lock(value, why, gone)
+        return {axis: line for axis, line in value.lines.items() if axis not in gone}
 
 
-def slice_(call: Call) -> Any:
-    """slice(x, axis, start, end, step): steps over channels, and bounds that are computed, would pick others of those kept."""
-    _, axis, *bounds = call.node.args
-    if any(isinstance(bound, Ref) for bound in bounds) or (len(bounds) > 2 and bounds[2] != 1):
-        _lock_along(call, axis)
-    return move(call)
+def meet(call: Call, parts: Iterable[tuple[Labelled, int]]) -> torch.Tensor | None:
+    """The line of an axis that several values share: tied, or locked where one of them has a fixed size there.
+
+    Args:
+        call: the operation.
+        parts: values, each with its axis; an axis of size 1 broadcasts, and says nothing.
+
+    Returns:
+        The line, or None where the size is fixed.
+    """
+    lines, fixed = [], False
+    for value, axis in parts:
+        if value.shape[axis] != 1:
+            line = value.lines.get(axis % len(value.shape))
+            fixed |= line is None
+            lines += [] if line is None else [line]
+    for line in lines[1:]:
+        call.labels.tie(lines[0], line)
+    if fixed and lines:
+        call.labels.lock(lines[0], f"{call.where} joins it with an axis of fixed size, an input's or one of positions")
+    return lines[0] if lines and not fixed else None
 
 
-def select(call: Call) -> Any:
-    """One channel picked by its number stays."""
-    _, axis, index = call.node.args
-    if isinstance(index, Ref):
-        _lock_along(call, axis)
-    moved = move(call)
-    labels = call.elements(call.args[0])
-    if axis % labels.dim() in varying_axes(labels):
-        call.labels.lock(moved, f"{call.where} picks it by its number")
-    return moved
-
-
-def unbind(call: Call) -> Any:
-    """One result for each index: without some channels there would be fewer results."""
-    _lock_along(call, call.argument(1, "dim", 0))
-    return move(call)
-
-
-def roll(call: Call) -> Any:
-    """A shift counts channels; without axes it runs over all of them."""
-    for axis in call.argument(2, "dims") or range(call.out.dim()):
-        _lock_along(call, axis)
-    return move(call)
-
-
-def _lock_along(call: Call, axis: int) -> None:
-    labels = call.elements(call.args[0])
-    if axis % labels.dim() in varying_axes(labels):
-        call.labels.lock(labels, f"{call.where} counts along it")
-
-
-def shuffle(call: Call) -> Any:
-    """channel_shuffle(x, groups): every group loses the same positions."""
-    by_group = call.elements(call.args[0]).unflatten(1, (call.args[1], -1))
-    call.labels.tie(by_group, by_group[:, :1])
-    return move(call)
-
-
-def pixel_shuffle(call: Call) -> Any:
-    """Each factor² channels become one, at the positions of factor² pixels."""
-    labels = _cut(call, call.elements(call.args[0]), [-2, -1])
-    blocks = labels.unflatten(-3, (-1, call.args[1] ** 2))
-    call.labels.tie(blocks, blocks.narrow(-3, 0, 1))
-    return blocks.select(-3, 0).expand(call.out.shape)
-
-
-def _labels_of(value: Any, call: Call) -> Any:
-    if isinstance(value, list | tuple) and any(isinstance(v, Owned | torch.Tensor) for v in value):
-        return [call.elements(v) for v in value]
-    return call.elements(value) if isinstance(value, Owned) else value
-
-
-def _make_product(labels: torch.Tensor, channels: Labels) -> None:
-    """Where a channel axis was split in two (groups, heads), ties across the earlier one: any choice is then a smaller box."""
-    varying = varying_axes(labels)
-    for axis in varying[:-1]:
-        channels.tie(labels, labels.narrow(axis, 0, 1))
+def meet_all(call: Call, values: Sequence[Labelled], rank: int, skip: Sequence[int] = ()) -> Lines:
+    """The lines of values that broadcast against each other, aligned at the last axis, in a result of `rank` axes."""
+    lines = {}
+    for axis in range(rank):
+        parts = [(v, axis - rank + len(v.shape)) for v in values if axis - rank + len(v.shape) >= 0]
+        line = None if axis in skip else meet(call, parts)
+        if line is not None:
+            lines[axis] = line
+    return lines
 
 
 def pointwise(call: Call) -> Any:
-    """Elementwise: labels that meet are tied. An operand that broadcasts along the other's channels has none there."""
-    result = torch.full((), FREE).expand(call.out.shape)
-    result_stretched: set[int] = set(range(result.dim()))
-    for argument in call.args:
-        if isinstance(argument, Owned | torch.Tensor):
-            labels = call.elements(argument)
-            labels = labels.reshape((1,) * (result.dim() - labels.dim()) + tuple(labels.shape))
-            stretched = {axis for axis, size in enumerate(call.out.shape) if labels.shape[axis] == 1 and size > 1}
-            result = _meet(call, result, result_stretched, labels.expand(call.out.shape), stretched)
-            result_stretched &= stretched
-    return result
-
-
-def _meet(call: Call, a: torch.Tensor, a_stretched: set[int], b: torch.Tensor, b_stretched: set[int]) -> torch.Tensor:
-    if bool((collapse(a)[0] == FREE).all()):
-        return b
-    if bool((collapse(b)[0] == FREE).all()):
-        return a
-    a_wins, b_wins = b_stretched & set(varying_axes(a)), a_stretched & set(varying_axes(b))
-    if not a_wins and not b_wins:
-        call.labels.tie(a, b)
-        return b if a_stretched else a
-    reason = f"{call.where} broadcasts it along another channel axis"
-    if a_wins:
-        call.labels.lock(b, reason)
-    if b_wins:
-        call.labels.lock(a, reason)
-    return a if a_wins else b
+    """Elementwise: channels that meet are tied. An operand that broadcasts along an axis has none there."""
+    return meet_all(call, tensors_in([*call.args, *call.kwargs.values()]), call.out.dim())
 
 
 def same(call: Call) -> Any:
-    """One tensor in, the same channels out."""
-    return call.elements(call.args[0]).expand(call.out.shape)
+    """The channels of the first argument: elementwise functions, softmax, …"""
+    lines = dict(call.input.lines)
+    return [lines for _ in call.out] if isinstance(call.out, list | tuple) else lines
 
 
-def pool(call: Call) -> Any:
-    """Pooling and resizing over positions: a channel stays a channel, also of the indices that some pools return."""
-    labels = call.elements(call.args[0])
-    positions = int(re.search(r"(\d)d", call.node.op).group(1))  # type: ignore[union-attr]
-    pooled = _cut(call, labels, range(-positions, 0))
-    return [pooled.expand(o.shape) for o in call.out] if isinstance(call.out, tuple) else pooled.expand(call.out.shape)
+def filled(call: Call) -> Any:
+    """zeros, full, …: one number everywhere, so each axis of a literal size may shrink with what it meets."""
+    sizes = call.argument(1 if call.args and isinstance(call.args[0], Labelled) else 0, "size", ())
+    return {axis: call.labels.fresh_copies(size) for axis, size in enumerate(sizes) if isinstance(size, int) and size > 1}
 
 
-def pad(call: Call) -> Any:
-    """Padding of positions is free; of channels it is not."""
-    padded = {-1 - i // 2 for i, width in enumerate(call.args[1]) if width != 0}  # pairs, from the last axis on
-    return _cut(call, call.elements(call.args[0]), sorted(padded)).expand(call.out.shape)
+def count_along(call: Call) -> Any:
+    """unfold, cumsum, sort, …: the order of channels matters along the axis; the others stay as they are."""
+    axis = call.argument(1, "dim", -1)
+    call.lock(call.input, "counts along it", [axis])
+    results = call.out if isinstance(call.out, list | tuple) else [call.out]
+    lines = [{a: line for a, line in call.input.lines.items() if out.shape[a : a + 1] == line.shape} for out in results]
+    return lines if isinstance(call.out, list | tuple) else lines[0]
+
+
+def positions(call: Call) -> Any:
+    """Pooling, resizing, patches: run over positions, so channels along those axes stay; the others pass."""
+    count = int(next(c for c in call.node.op if c.isdigit()))
+    lines = call.drop(call.input, "runs over it", range(-count, 0))
+    return [lines for _ in call.out] if isinstance(call.out, list | tuple) else lines
+
+
+def last_two(call: Call) -> Any:
+    """tril, triu: the last two axes count."""
+    return call.drop(call.input, "counts along it", [-2, -1])
 
 
 def reduce(call: Call) -> Any:
-    """Sums, means, maxima over axes: free over positions, locked over channels."""
-    labels = call.elements(call.args[0])
-    axes = call.argument(1, "dim")
-    chosen = [axes] if isinstance(axes, int) else axes or range(labels.dim())
-    over = {axis % labels.dim() for axis in chosen}
-    labels = _cut(call, labels, sorted(over))
-    if call.out.dim() != labels.dim():
-        labels = labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in over])
-    return labels.expand(call.out.shape)
-
-
-def _cut(call: Call, labels: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    """Cuts axes to one index; where channels differ along them they are locked, for the operation mixes them."""
-    if {axis % labels.dim() for axis in axes} & set(varying_axes(labels)):
-        call.labels.lock(labels, f"{call.where} runs over it")
-    for axis in axes:
-        labels = labels.narrow(axis, 0, 1)
-    return labels
-
-
-def softmax(call: Call) -> Any:
-    """Normalises along one axis: locked if that is the channels'."""
-    labels = call.elements(call.args[0])
-    if int(call.args[1]) % labels.dim() in varying_axes(labels):
-        call.labels.lock(labels, f"{call.where} normalises over it")
-    return labels
-
-
-def linear(call: Call) -> Any:
-    """The last axis of the input meets the weight's axis 1, and its axis 0 is the output."""
-    x, weight, bias = call.elements(call.args[0]), call.args[1], call.argument(2, "bias")
-    if not isinstance(weight, Owned):
-        return lock(call)
-    call.labels.tie(call.labels.tie_along(x, -1), call.axis(weight, 1))
-    outs = call.axis(weight, 0)
-    _tie_vector(call, outs, bias)
-    return outs.expand(call.out.shape)
-
-
-def _tie_vector(call: Call, channels: torch.Tensor, vector: Any) -> None:
-    """Ties a vector of one number per channel (a bias, a mean), where there is one."""
-    if isinstance(vector, Owned | torch.Tensor):
-        call.labels.tie(channels, call.elements(vector))
-
-
-def conv(call: Call) -> Any:
-    """Convolution. Depthwise: an output goes with its input. Other groups: every group loses the same positions."""
-    weight = call.args[1]
-    if not isinstance(weight, Owned) or call.args[0].dim() != len(weight.shape):
-        return lock(call)
-    groups = int(call.argument(6, "groups", 1))
-    ins = call.labels.tie_along(call.elements(call.args[0]), 1)
-    outs = call.axis(weight, 0)
-    _tie_vector(call, outs, call.argument(2, "bias"))
-    if groups == 1:
-        call.labels.tie(ins, call.axis(weight, 1))
-    elif weight.shape[1] == 1:
-        call.labels.tie(ins.repeat_interleave(weight.shape[0] // groups), outs)
-    else:
-        call.labels.tie(ins.reshape(groups, -1), call.axis(weight, 1))
-        by_group = outs.reshape(groups, -1)
-        call.labels.tie(by_group, by_group[:1])
-    return outs.reshape(-1, *[1] * (call.out.dim() - 2)).expand(call.out.shape)
+    """Sums, means, maxima, norms over axes: over channels they take those that stay."""
+    rank = len(call.input.shape)
+    # linalg_vector_norm(x, order, axes) has one argument before.
+    axes = call.argument(2 if call.node.op.startswith("linalg_vector_norm") else 1, "dim")
+    chosen = [axes] if isinstance(axes, int) else axes or range(rank)
+    over = {axis % rank for axis in chosen}
+    first = call.out[0] if isinstance(call.out, list | tuple) else call.out
+    kept = [axis for axis in range(rank) if axis not in over]
+    place = {axis: axis if first.dim() == rank else i for i, axis in enumerate(kept)}
+    lines = {place[axis]: line for axis, line in call.input.lines.items() if axis in place}
+    if call.node.op in ("max.dim", "min.dim", "argmax", "argmin"):
+        call.lock(call.input, "counts along it", over)
+    return [lines for _ in call.out] if isinstance(call.out, list | tuple) else lines
 
 
 def batch_norm(call: Call) -> Any:
-    """Scale, shift, mean and variance belong to the channels of axis 1."""
-    x = call.elements(call.args[0])
-    channels = call.labels.tie_along(x, 1)
-    for vector in call.args[1:5]:
-        _tie_vector(call, channels, vector)
-    return x
+    """batch_norm, instance_norm: scale, shift, mean and variance belong to the channels of axis 1."""
+    _vectors(call, 1, call.args[1:5])
+    return dict(call.input.lines)
+
+
+def _vectors(call: Call, axis: int, vectors: Iterable[Any]) -> None:
+    """Ties vectors of one number per channel, where there are any, to an axis of the input."""
+    meet(call, [(call.input, axis), *((v, 0) for v in vectors if isinstance(v, Labelled))])
+
+
+def layer_norm(call: Call) -> Any:
+    """layer_norm, rms_norm(x, shape, weight, bias): over the last axes, of which those that stay are taken."""
+    count = len(call.args[1])
+    affine = [v for v in (call.argument(2, "weight"), call.argument(3, "bias")) if isinstance(v, Labelled)]
+    meet_all(call, [Labelled(call.input.shape[-count:], _last(call.input, count)), *affine], count)
+    return dict(call.input.lines)
+
+
+def _last(value: Labelled, count: int) -> Lines:
+    first = len(value.shape) - count
+    return {axis - first: line for axis, line in value.lines.items() if axis >= first}
+
+
+def group_norm(call: Call) -> Any:
+    """group_norm(x, groups, weight, bias): every group loses the same positions, or goes whole where it is one channel."""
+    groups = int(call.args[1])
+    line = call.input.lines.get(1)
+    if line is not None and groups < call.input.shape[1]:
+        call.labels.tie(line.view(groups, -1), line.view(groups, -1)[:1])
+    _vectors(call, 1, [call.argument(2, "weight"), call.argument(3, "bias")])
+    return dict(call.input.lines)
 
 
 def prelu(call: Call) -> Any:
     """A slope for each channel of axis 1, or one for all, which stays."""
-    x, slope = call.elements(call.args[0]), call.elements(call.args[1])
-    if slope.numel() > 1:
-        _tie_vector(call, call.labels.tie_along(x, 1), slope)
-    else:
-        call.labels.lock(slope, f"{call.where} has one slope for all channels")
-    return x
+    if call.args[1].shape != (1,):
+        _vectors(call, 1, [call.args[1]])
+    return dict(call.input.lines)
 
 
 def lock(call: Call) -> Any:
-    """Nothing is known: whatever touches this operation stays as it is."""
-    reason = f"{call.where} has no rule that says how its channels are coupled"
-    for value in _tensors_in([*call.args, *call.kwargs.values()]):
-        call.labels.lock(call.elements(value), reason)
-    if isinstance(call.out, list | tuple):
-        return [_locked(call, reason, o) if isinstance(o, torch.Tensor) else o for o in call.out]
-    return _locked(call, reason, call.out)
-
-
-def _locked(call: Call, reason: str, out: torch.Tensor) -> torch.Tensor:
-    """Labels of a result that must keep its shape."""
+    """Nothing is known: whatever touches this operation stays as it is, and its result too, for the same reason."""
+    reason = "has no rule that says how its channels are coupled"
+    for value in tensors_in([*call.args, *call.kwargs.values()]):
+        call.lock(value, reason)
     label = call.labels.fresh(1)
-    call.labels.lock(label, reason)
-    return label[0].expand(out.shape)
+    call.labels.lock(label, f"{call.where} {reason}")
+    if isinstance(call.out, list | tuple):
+        return [_stuck(label, o) for o in call.out]
+    return _stuck(label, call.out)
 
 
-def _tensors_in(values: Sequence[Any]) -> list[Any]:
-    found = []
-    for value in values:
-        if isinstance(value, list | tuple):
-            found += _tensors_in(value)
-        elif isinstance(value, Owned | torch.Tensor):
-            found.append(value)
-    return found
+def _stuck(label: torch.Tensor, out: Any) -> Lines:
+    """Lines of a result that must keep its shape."""
+    shape = out.shape if isinstance(out, torch.Tensor) else ()
+    return {axis: label.expand(size) for axis, size in enumerate(shape) if size > 1 and axis > 0}
 
 
 def constant(call: Call) -> Any:
-    """Made from nothing: a fixed size, so what meets it along an axis longer than 1 must keep that size."""
-    if call.out.numel() == 1:
-        return torch.full((), FREE).expand(call.out.shape)
-    return _locked(call, f"{call.where} has a fixed size", call.out)
+    """Made from numbers (arange, …): a fixed size."""
+    return [{} for _ in call.out] if isinstance(call.out, list | tuple) else {}
+
+
+def tensors_in(values: Iterable[Any]) -> list[Labelled]:
+    """Every Labelled among `values`, in lists and tuples too."""
+    found = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            found += tensors_in(value)
+        elif isinstance(value, Labelled):
+            found.append(value)
+    return found

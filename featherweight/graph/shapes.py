@@ -37,8 +37,8 @@ def infer_shapes(program: Program, tensors: Mapping[str, torch.Tensor], batch: i
     values: list[Any] = [_meta([batch if size is None else size for size in spec.shape], spec.dtype) for spec in program.inputs]
     values += [_meta(tensors[spec.name].shape, tensors[spec.name].dtype) for spec in program.tensors]
     for node in program.nodes:
-        args = map_refs(node.args, lambda ref: values[ref.index])
-        kwargs = map_refs(node.kwargs, lambda ref: values[ref.index])
+        args = _on_meta(map_refs(node.args, lambda ref: values[ref.index]))
+        kwargs = _on_meta(map_refs(node.kwargs, lambda ref: values[ref.index]))
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         try:
@@ -47,6 +47,15 @@ def infer_shapes(program: Program, tensors: Mapping[str, torch.Tensor], batch: i
             where = f" at {node.origin}" if node.origin else ""
             raise UnsupportedOpError(f"the shapes of {node.op}{where} do not follow from its inputs: {error}") from error
     return values
+
+
+def _on_meta(value: Any) -> Any:
+    """The arguments with every device in them replaced by meta."""
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    if isinstance(value, list | tuple):
+        return type(value)(_on_meta(v) for v in value)
+    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _meta(shape: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -120,7 +120,7 @@ def measure(
 def _example(model: nn.Module, example: Example | None) -> Example:
     if example is not None:
         return example
-    if isinstance(model, ProgramModule):
+    if type(model) is ProgramModule:
         return model.program.example(batch=1)
     raise RequestError(
         f"measuring a {type(model).__name__} needs an example input: pass example=, a batch of at least 1 sample"

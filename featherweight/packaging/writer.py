@@ -47,7 +47,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, example: Example | N
         ...     save(nn.Flatten(), f"{folder}/flatten.fw", example=torch.zeros(2, 3, 4)) < 100
         True
     """
-    if example is None and not isinstance(model, ProgramModule):
+    if example is None and type(model) is not ProgramModule:
         raise RequestError(f"capturing a {type(model).__name__} needs an example of its inputs: pass example=<one batch>")
     program = capture(model, () if example is None else example)
     tensors = tensors_of(model, program)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import CaptureError, RequestError, look_up
-from featherweight.graph.capture import from_exported
+from featherweight.graph.exported import from_exported
 from featherweight.graph.program import Node, ProgramModule, resolve_op
 from featherweight.nets import NETS
 from featherweight.packaging import load

@@ -21,6 +21,7 @@ from tests.graph.counting_nets import (
     Steps,
     TiedAcross,
 )
+from tests.graph.sequence_nets import SEQUENCE, SEQUENCES
 
 __all__ = ["HARD_WIRED", "SMALL"]
 
@@ -335,8 +336,12 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = 
     "computed-vectors": (ComputedVectors, (IMAGE,)),
     "shifted-channels": (ShiftedChannels, (IMAGE,)),
     "sequence": (Sequence, ((3, 11),)),
+    **{name: (make, (SEQUENCE,)) for name, make in SEQUENCES.items()},
 }
 """For each name what makes the network, and the shape of one sample of each input."""
 
-HARD_WIRED = {"hard-wired", "hard-wired-unflatten", "chunked", "squeezed"}
+HARD_WIRED = {
+    *("hard-wired", "hard-wired-unflatten", "chunked", "squeezed", "normalised", "fused-attention"),
+    *("grouped-query", "repeated-query", "torch-attention", "windows", "filled"),
+}
 """Those whose own class cannot run smaller, or would compute something else: they come back as a program."""

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from featherweight.errors import CaptureError, UnsupportedOpError
-from featherweight.graph.capture import capture, from_exported, tensors_of, to_module
+from featherweight.graph.capture import capture, tensors_of, to_module
+from featherweight.graph.exported import from_exported
 from featherweight.graph.program import ProgramModule, Ref
 from featherweight.graph.shapes import infer_shapes
 from tests.graph.conv_net import ConvNet
@@ -193,6 +194,43 @@ class Numbers(nn.Module):
         return x * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
 
 
+def test_numbers_in_the_code_stay_with_the_program() -> None:
+    model = Numbers()
+    x = torch.randn(2, 3, 4, 4)
+    program = capture(model, x)
+    (name,) = program.constants
+    assert program.constants[name].tolist() == [1.0, 2.0, 3.0]
+    assert torch.equal(to_module(model, x)(x), model(x))
+    assert torch.equal(to_module(to_module(model, x), x)(x), model(x))
+
+
+class Remembering(nn.Module):
+    """Keeps in eval mode what it computed from its parameter, so that a capture would see a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.drop = nn.Parameter(torch.randn(3)), nn.Dropout(0.9)
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.drop(x) + self.bias[[2, 0, 1]]
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias[[2, 0, 1]]
+        return self.drop(x) + self.kept["bias"]
+
+
+def test_what_a_module_remembers_of_a_parameter_is_computed_from_it() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), Remembering()).eval(), torch.randn(2, 4)
+    with torch.no_grad():
+        expected = model(x)
+    program = capture(model, x)
+    assert "1.bias" in {spec.name for spec in program.tensors}
+    assert not any(tensor.is_floating_point() for tensor in program.constants.values())
+    assert torch.equal(to_module(model, x)(x), expected)
+    assert not model[1].training
+
+
 class Raising(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such luck")
@@ -206,7 +244,6 @@ class Raising(nn.Module):
         (InPlace(), r"mul_.Tensor at .*:\d+ changes 'x'"),
         (ThroughView(), "changes 'x'"),
         (FixedBatch(), "any batch size"),
-        (Numbers(), "register it as a buffer"),
         (Raising(), "no such luck"),
     ],
 )

@@ -15,15 +15,16 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import RequestError, UnsupportedOpError
-from featherweight.graph import surgery
+from featherweight.graph import cutting
 from featherweight.graph.capture import capture, tensors_of, to_module
 from featherweight.graph.groups import Coupling, trace
 from featherweight.graph.program import Program, ProgramModule
 from featherweight.graph.surgery import Plan, PlannedGroup
 from featherweight.nets import NETS
 from featherweight.pruning.neurons import make_plan, plan_neurons
-from tests.graph.conv_net import ConvNet
+from tests.graph.conv_net import IMAGE, ConvNet
 from tests.graph.nets import HARD_WIRED, SMALL, Residual
+from tests.graph.sequence_nets import ATTENTION, SEQUENCE
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -191,17 +192,58 @@ def test_a_program_stays_a_program() -> None:
     assert difference(smaller(*inputs(shapes)), plan.apply(model)(*inputs(shapes))) < 1e-12
 
 
+@pytest.mark.parametrize("name", ATTENTION)
+def test_whole_heads_go(name: str) -> None:
+    """Head 1 (and what shares its keys) goes, with its features: the masked network and a smaller one agree."""
+    model = randomised(ATTENTION[name])
+    x = inputs((SEQUENCE,))
+    program = capture(model, x)
+    coupling = trace(program, tensors_of(model, program), unit="head")
+    (heads,) = [group for group in coupling.groups if group.unit == "head"]
+    shared = 2 if name in ("grouped-query", "repeated-query") else 1
+    assert heads.size == 4 // shared
+    plan = make_plan(program, coupling, [(heads, torch.tensor([1]))], unit="head")
+    features = {axis: indices for axis, indices in plan.removed.items() if axis[0] in ("q.weight", "qkv.weight")}
+    assert all(indices[: 4 * shared] == tuple(range(4 * shared, 8 * shared)) for indices in features.values())
+    smaller, masked = plan.apply(model), plan.mask(model)
+    assert difference(smaller(*x), masked(*x)) < 1e-10
+    assert difference(masked(*x), model(*x)) > 1e-3
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_head_that_is_gone_is_as_if_it_had_said_nothing() -> None:
+    """Against attention by hand, head by head, without the one that goes."""
+    model = randomised(ATTENTION["fused-attention"])
+    (x,) = inputs((SEQUENCE,))
+    program = capture(model, x)
+    coupling = trace(program, tensors_of(model, program), unit="head")
+    (heads,) = [group for group in coupling.groups if group.unit == "head"]
+    smaller = make_plan(program, coupling, [(heads, torch.tensor([2]))], unit="head").apply(model)
+
+    def mix(normed: torch.Tensor) -> torch.Tensor:
+        q, k, v = model.qkv(normed).split(16, dim=-1)
+        total = model.project.bias
+        for head in (0, 1, 3):
+            own = slice(4 * head, 4 * head + 4)
+            weights = torch.softmax(q[..., own] @ k[..., own].transpose(1, 2) / 2, -1)
+            total = total + (weights @ v[..., own]) @ model.project.weight[:, own].T
+        return model.gamma * total
+
+    model.mix = mix
+    assert difference(smaller(x), model(x)) < 1e-10
+
+
 def test_a_plan_checks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that misjudges what goes together must not give a wrong network quietly."""
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    right = surgery._take
+    right = cutting._take
 
     def wrong(tensor: torch.Tensor, name: str, kept: Any) -> torch.Tensor:
         return right(tensor.roll(1, dims=0) if name == "0.weight" else tensor, name, kept)
 
     plan = plan_neurons(net, torch.zeros(1, 4), sparsity=0.5)
     assert plan.apply(net)(torch.zeros(3, 4)).shape == (3, 2)
-    monkeypatch.setattr(surgery, "_take", wrong)
+    monkeypatch.setattr(cutting, "_take", wrong)
     with pytest.raises(UnsupportedOpError, match="must compute what the masked one does"):
         plan.apply(net)
 
@@ -260,7 +302,7 @@ HEAD = {("head.2.weight", 0): (1,), ("head.2.bias", 0): (1,)}
         ({**STEM, ("stem.bias", 0): (2, 3)}, "whole channels"),
         ({key: tuple(range(8)) for key in STEM}, "at least one"),
         (HEAD, "output of the network"),
-        ({("stem.weight", 1): (0,)}, "input of the network"),
+        ({("stem.weight", 1): (0,)}, "fixed size"),
         ({**STEM, ("stem.weight", 2): (1,)}, "axis 2"),
     ],
 )
@@ -335,8 +377,21 @@ def test_mask_folds_constraints() -> None:
     model = ConvNet().double()
     parametrize.register_parametrization(model.stem, "weight", nn.Tanh())
     weight = model.stem.weight.detach()
-    masked = Plan(STEM).mask(model)
+    masked = Plan(STEM, inputs=capture(model, torch.zeros(1, *IMAGE, dtype=torch.float64)).inputs).mask(model)
     assert not parametrize.is_parametrized(masked.stem)
     assert torch.equal(masked.stem.weight[3:], weight[3:])
     assert not masked.stem.weight[2].any()
     assert parametrize.is_parametrized(model.stem)
+
+
+def test_a_plan_for_another_network_says_which_tensor_differs() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    plan = plan_neurons(net(8), torch.zeros(1, 4), sparsity=0.5)
+    other = net(16)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    for use in (plan.apply, plan.mask):
+        with pytest.raises(RequestError, match=r"'0.weight' has shape \(16, 4\) here and \(8, 4\) there"):
+            use(other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Required, TypedDict, Unpack
+from functools import partial
+from typing import Required, TypedDict, Unpack, get_args
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from featherweight.errors import RequestError, UnsupportedOpError, look_up
-from featherweight.graph.capture import Example, capture, tensors_of
-from featherweight.graph.constraint import fold
-from featherweight.graph.groups import Coupling, Group, trace
-from featherweight.graph.program import Program
+from featherweight.errors import RequestError, UnsupportedOpError, check, look_up
+from featherweight.graph.capture import Example
+from featherweight.graph.cutting import Anatomy, cut, study
+from featherweight.graph.groups import Coupling, Group, Unit
+from featherweight.graph.program import Program, ProgramModule
 from featherweight.graph.surgery import Plan, PlannedGroup
-from featherweight.pruning.allocation import ALLOCATIONS
-from featherweight.pruning.criteria import NEURON_CRITERIA
+from featherweight.pruning.allocation import Allocation, choose
+from featherweight.pruning.neuron_criteria import NEURON_CRITERIA, NeuronCriterion, neuron_weight_scores
+from featherweight.pruning.statistics import Evidence
+from featherweight.training.loaders import Batch
+from featherweight.training.loop import Loss
 
-__all__ = ["NeuronOptions", "make_plan", "plan_neurons", "prune_neurons"]
+__all__ = ["NeuronOptions", "make_plan", "plan_neurons", "prune_neurons", "select_groups"]
+
+_log = logging.getLogger(__name__)
 
 
 class NeuronOptions(TypedDict, total=False):
     """The options of `plan_neurons`, for functions that pass them on."""
 
-    sparsity: Required[float]
-    criterion: str
-    allocation: str
+    sparsity: Required[float | None]
+    criterion: str | Mapping[str, torch.Tensor] | NeuronCriterion
+    allocation: str | Mapping[str, float] | Allocation
+    granularity: Unit
     include: Sequence[str] | None
     exclude: Sequence[str] | None
     round_to: int
+    data: Iterable[Batch] | None
+    loss: Loss
     seed: int
 
 
@@ -37,34 +49,47 @@ def plan_neurons(
     model: nn.Module,
     example: Example,
     *,
-    sparsity: float,
-    criterion: str = "magnitude",
-    allocation: str = "global",
+    sparsity: float | None,
+    criterion: str | Mapping[str, torch.Tensor] | NeuronCriterion = "magnitude",
+    allocation: str | Mapping[str, float] | Allocation = "global",
+    granularity: Unit = "neuron",
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     round_to: int = 1,
+    data: Iterable[Batch] | None = None,
+    loss: Loss = cross_entropy,
     seed: int = 0,
+    _network: Anatomy | None = None,
 ) -> Plan:
-    """Decides which neurons go: round(sparsity · n) of the n that may, lowest scores first; fewer where a group keeps its last.
+    """Decides which neurons go: round(sparsity · n) of the n that may, lowest scores first, of equal ones the earlier.
 
-    With the global allocation, scores are divided by their group's mean first, so that layers of different scale compare.
+    Scores are divided by their group's mean before they are compared across groups, so that layers of different scale compare.
+    No group vanishes: where an allocation would take all of one, the best stays; "global" takes another group's neuron instead,
+    until one of each is left, and with the others fewer go.
 
     Args:
         model: any module that `torch.export` captures; it is not changed.
         example: a batch of inputs.
-        sparsity: fraction of the neurons removed, in [0, 1).
-        criterion: a name in `NEURON_CRITERIA`.
-        allocation: a name in `ALLOCATIONS`.
+        sparsity: fraction of the neurons removed, in [0, 1); may be None where `allocation` says it for each group.
+        criterion: a name in `NEURON_CRITERIA`; or scores of single weights by tensor name, which are summed over each neuron's;
+            or a function like those in `NEURON_CRITERIA`.
+        allocation: a name in `ALLOCATIONS`; or sparsities by shell-style pattern of group names, as the plan prints them
+            ({"conv1.*": 0.5}); or a function like those in `ALLOCATIONS`.
+        granularity: "neuron", or "head": attention loses whole heads, where a head is one neuron; all else loses neurons.
         include: shell-style patterns of tensor names; only groups that hold one, if given.
         exclude: patterns of tensor names; no group that holds one.
-        round_to: the number of neurons kept in each group is rounded up to a multiple of this, at least 1.
-        seed: for criteria that draw random numbers.
+        round_to: the number of neurons kept in each group is rounded up to a multiple of this, at least 1; a smaller group
+            stays whole, and the log says so.
+        data: batches of (inputs, targets), for criteria that look at data.
+        loss: (outputs, targets) -> scalar, for criteria that look at gradients.
+        seed: for criteria that draw random numbers, and the order of data that are shuffled.
 
     Returns:
         The plan; `plan.apply(model)` makes the smaller network.
 
     Raises:
-        RequestError: an unknown name, a sparsity outside [0, 1), `round_to` below 1, patterns that leave nothing.
+        RequestError: an unknown name, a number out of range, a pattern that fits nothing, patterns that leave nothing, or data
+            that are needed and not given.
         UnsupportedOpError: nothing may shrink; the operations that stand in the way are named.
 
     Example:
@@ -72,33 +97,27 @@ def plan_neurons(
         >>> print(plan_neurons(net, torch.zeros(1, 4), sparsity=0.5).groups[0].kept)
         4
     """
-    if not 0 <= sparsity < 1:
-        raise RequestError(f"sparsity must be in [0, 1), got {sparsity}")
-    if round_to < 1:
-        raise RequestError(f"round_to must be at least 1, got {round_to}")
-    score = look_up(NEURON_CRITERIA, criterion, "criterion")
-    spread = look_up(ALLOCATIONS, allocation, "allocation")
-    folded = fold(model)
-    program = capture(folded, example)
-    tensors = tensors_of(folded, program)
-    coupling = trace(program, tensors)
-    groups = {str(i): g for i, g in enumerate(coupling.groups) if _is_wanted(g, include, exclude)}
-    if coupling.groups and not groups:
-        names = ", ".join(group.name for group in coupling.groups)
-        raise RequestError(f"include and exclude must leave a group of neurons, got {include} and {exclude} for {names}")
-    if not groups:
-        reasons = "; ".join(sorted({*coupling.locked.values()})[:5])
-        raise UnsupportedOpError(f"no neuron of {type(model).__name__} may be removed: {reasons or 'it has no inner channels'}")
-    generator = torch.Generator().manual_seed(seed)
-    scores = {key: score(group, tensors, generator).cpu() for key, group in groups.items()}
-    scores = {key: s / s.mean().clamp(min=1e-12) for key, s in scores.items()}
-    stays = spread(scores, sparsity)
-    removed = {key: _indices_removed(scores[key], stays[key], round_to) for key in groups}
-    return make_plan(program, coupling, [(groups[key], removed[key]) for key in groups])
+    check("sparsity", sparsity, "in [0, 1)", sparsity is None or 0 <= sparsity < 1)
+    check("round_to", round_to, "a whole number >= 1", isinstance(round_to, int) and round_to >= 1)
+    name, score = _criterion(criterion)
+    check("granularity", granularity, f"one of {', '.join(get_args(Unit))}", granularity in get_args(Unit))
+    network = _network or study(model, example, unit=granularity)
+    groups = _by_name(select_groups(network, include=include, exclude=exclude))
+    twin = ProgramModule(network.program, network.tensors).eval()  # has the tensors by the names that groups have them
+    evidence = Evidence(twin, data, loss, torch.Generator().manual_seed(seed), f"the criterion {name}")
+    scores = _compare(_checked(score([*groups.values()], network, evidence), groups, name))
+    stays = _choose(scores, sparsity, allocation)
+    removed = {key: _indices_removed(scores[key], stays[key], round_to) for key in scores}
+    small = [key for key in scores if groups[key].size < round_to]
+    if small:
+        _log.warning("round_to=%d leaves smaller groups as they are: %s", round_to, ", ".join(small))
+    none = torch.empty(0, dtype=torch.int64)
+    pairs = [(group, removed.get(key, none)) for key, group in groups.items()]
+    return make_plan(network.program, network.coupling, pairs, unit=granularity)
 
 
 def prune_neurons(model: nn.Module, example: Example, **options: Unpack[NeuronOptions]) -> nn.Module:
-    """Removes neurons at once: `plan_neurons`, then `Plan.apply`.
+    """Removes neurons at once: `plan_neurons`, then `Plan.apply`, with one capture for both.
 
     Args:
         model: any module that `torch.export` captures; it is not changed.
@@ -116,16 +135,21 @@ def prune_neurons(model: nn.Module, example: Example, **options: Unpack[NeuronOp
         >>> prune_neurons(net, torch.zeros(1, 4), sparsity=0.5)[0].weight.shape
         torch.Size([4, 4])
     """
-    return plan_neurons(model, example, **options).apply(model)
+    network = study(model, example, unit=options.get("granularity", "neuron"))
+    plan = plan_neurons(model, example, **options, _network=network)
+    return cut(network, plan.removed, model)
 
 
-def make_plan(program: Program, coupling: Coupling, removed: Sequence[tuple[Group, torch.Tensor]]) -> Plan:
+def make_plan(
+    program: Program, coupling: Coupling, removed: Sequence[tuple[Group, torch.Tensor]], *, unit: Unit = "neuron"
+) -> Plan:
     """A plan that removes given channels of given groups.
 
     Args:
         program: the network.
         coupling: its trace.
         removed: groups of the coupling, each with the channels that go, int64.
+        unit: what the coupling was traced for.
 
     Returns:
         The plan.
@@ -137,23 +161,111 @@ def make_plan(program: Program, coupling: Coupling, removed: Sequence[tuple[Grou
         lines.append(PlannedGroup(group.name, tensors, group.size - len(channels), group.size))
         for axis, indices in group.members.items():
             gone.setdefault(axis, set()).update(indices[channels].flatten().tolist())
-    locked = {name: reason for (name, _), reason in coupling.locked.items()}
+    locked: dict[str, str] = {}
+    for (name, _), reason in coupling.locked.items():
+        locked.setdefault(name, reason)
     shrinking = {name for group in coupling.groups for name, _ in group.members}
+    owned = coupling.values[len(program.inputs) : program.first_node]
     return Plan(
         {axis: tuple(sorted(indices)) for axis, indices in gone.items() if indices},
         tuple(lines),
         {name: reason for name, reason in locked.items() if name not in shrinking},
         program.inputs,
+        unit,
+        {spec.name: value.shape for spec, value in zip(program.tensors, owned, strict=True) if spec.name in shrinking},
     )
 
 
-def _is_wanted(group: Group, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
-    names = {name for name, _ in group.members}
+def select_groups(
+    network: Anatomy, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> list[Group]:
+    """The groups that a method may change, chosen by the tensors they hold.
 
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    Args:
+        network: any.
+        include: shell-style patterns of tensor names; only groups that hold one, if given.
+        exclude: patterns of tensor names; no group that holds one.
 
-    return (include is None or matches(include)) and not matches(exclude or ())
+    Returns:
+        At least one group, in order.
+
+    Raises:
+        RequestError: a pattern fits no tensor of the network, or no group is left.
+        UnsupportedOpError: the network has no groups; the operations that stand in the way are named.
+
+    Example:
+        >>> network = study(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)), torch.zeros(1, 4))
+        >>> [group.name for group in select_groups(network, exclude=["2.*"])]
+        ['0.weight']
+    """
+    groups = network.coupling.groups
+    for pattern in [*(include or ()), *(exclude or ())]:
+        if not any(fnmatchcase(name, pattern) for name in network.tensors):
+            close = get_close_matches(pattern, network.tensors, n=3, cutoff=0.5) or list(network.tensors)[:8]
+            raise RequestError(f"a pattern must fit a tensor of the network, got {pattern!r}; there are {', '.join(close)}, …")
+    if not groups:
+        reasons = "; ".join(sorted({*network.coupling.locked.values()})[:5])
+        raise UnsupportedOpError(f"no neuron of this network may be removed: {reasons or 'it has no inner channels'}")
+
+    def holds(group: Group, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name, _ in group.members for pattern in patterns)
+
+    wanted = [g for g in groups if (include is None or holds(g, include)) and not holds(g, exclude or ())]
+    if not wanted:
+        names = ", ".join(group.name for group in groups)
+        raise RequestError(f"include and exclude must leave a group of neurons, got {include} and {exclude} for {names}")
+    return wanted
+
+
+def _criterion(criterion: str | Mapping[str, torch.Tensor] | NeuronCriterion) -> tuple[str, NeuronCriterion]:
+    """A criterion's name for messages, and the function."""
+    if isinstance(criterion, str):
+        return repr(criterion), look_up(NEURON_CRITERIA, criterion, "criterion")
+    if isinstance(criterion, Mapping):
+        return "by weight", partial(neuron_weight_scores, scores=criterion)
+    return getattr(criterion, "__name__", "given"), criterion
+
+
+def _by_name(groups: Sequence[Group]) -> dict[str, Group]:
+    """Groups by name; of those that share one (the parts of a split) the second is called "name#2"."""
+    named: dict[str, Group] = {}
+    for group in groups:
+        count = sum(other.name == group.name for other in named.values())
+        named[f"{group.name}#{count + 1}" if count else group.name] = group
+    return named
+
+
+def _checked(found: Sequence[torch.Tensor | None], groups: Mapping[str, Group], criterion: str) -> dict[str, torch.Tensor]:
+    """The scores by group, of those groups that the criterion has scores for."""
+    scores = {key: score.cpu() for key, score in zip(groups, found, strict=True) if score is not None}
+    if not scores:
+        raise RequestError(f"the criterion {criterion} must have scores for a group, but it has none for {', '.join(groups)}")
+    for key, score in scores.items():
+        if score.shape != (groups[key].size,):
+            size, got = groups[key].size, tuple(score.shape)
+            raise RequestError(f"a criterion must give one score for each of the {size} neurons of {key!r}, got shape {got}")
+    return scores
+
+
+def _compare(scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Makes the scores of different groups comparable: each is divided by its group's mean absolute score.
+
+    Layers differ in the scale of their weights and gradients; DepGraph and Molchanov et al. (2017) normalise by layer, too.
+    Which neurons of one group go does not depend on it.
+    """
+    wide = {key: score.double() for key, score in scores.items()}
+    return {key: score / score.abs().mean().clamp(min=torch.finfo(score.dtype).tiny) for key, score in wide.items()}
+
+
+def _choose(
+    scores: Mapping[str, torch.Tensor], sparsity: float | None, allocation: str | Mapping[str, float] | Allocation
+) -> dict[str, torch.Tensor]:
+    """`choose`, but where a group would vanish its best neuron stays, and the allocation may take another one's instead."""
+    stays = choose(scores, sparsity, allocation=allocation)
+    if all(bool(keep.any()) for keep in stays.values()):
+        return stays
+    best = {key: len(score) - 1 - score.flip(0).argmax() for key, score in scores.items()}  # of equal ones the last stays
+    return choose({k: s.index_fill(0, best[k], torch.inf) for k, s in scores.items()}, sparsity, allocation=allocation)
 
 
 def _indices_removed(scores: torch.Tensor, stays: torch.Tensor, round_to: int) -> torch.Tensor:

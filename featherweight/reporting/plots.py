@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "plot_size_accuracy"]
+    from featherweight.pruning.sensitivity import Sensitivity
+
+__all__ = ["COLOURS", "MARKERS", "Point", "canvas", "plot_sensitivity", "plot_size_accuracy"]
 
 # Okabe and Ito's colours (2008), apart for every kind of colour blindness; black is kept for references.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _FORMATS = (".svg", ".png")
 
 _STYLE: dict[Any, Any] = {
@@ -79,14 +82,64 @@ def plot_size_accuracy(points: Sequence[Point], path: str | Path, *, title: str 
         >>> plot_size_accuracy(points, "sizes.svg", title="LeNet-5").name
         'sizes.svg'
     """
-    path = Path(path)
-    if path.suffix not in _FORMATS:
-        raise RequestError(f"a plot must end in {' or '.join(_FORMATS)}, got {str(path)!r}")
     if not points:
         raise RequestError("a plot needs at least one point, got none")
     for point in points:
         if point.size_bytes <= 0 or not 0 <= point.accuracy <= 1:
             raise RequestError(f"a point needs a positive size in bytes and an accuracy in [0, 1], got {point}")
+    with canvas(path) as figure:
+        _draw(figure.add_subplot(), points, title)
+    return Path(path)
+
+
+def plot_sensitivity(scan: Sensitivity, path: str | Path, *, title: str = "") -> Path:
+    """Draws the accuracy in % against the sparsity in %, a line for each tensor, and the untouched network's as a dashed line.
+
+    Args:
+        scan: what `pruning.sensitivity.scan_sensitivity` found.
+        path: where to write; ends in .svg or .png.
+        title: above the plot; nothing by default.
+
+    Returns:
+        The path written.
+
+    Raises:
+        RequestError: the path is unusable, or matplotlib is missing.
+
+    Example:
+        >>> from featherweight.pruning.sensitivity import Sensitivity
+        >>> scan = Sensitivity(0.98, (0.5, 0.9), {"fc1.weight": (0.98, 0.9)}, {"fc1.weight": 100})
+        >>> plot_sensitivity(scan, "sensitivity.svg", title="LeNet-300-100").name
+        'sensitivity.svg'
+    """
+    with canvas(path) as figure:
+        _draw_sensitivity(figure.add_subplot(), scan, title)
+    return Path(path)
+
+
+@contextmanager
+def canvas(path: str | Path, *, inches: tuple[float, float] = (7.2, 4.5)) -> Iterator[Figure]:
+    """An empty figure in the style of all our plots, on white, written when the block ends well.
+
+    Args:
+        path: where to write; ends in .svg or .png.
+        inches: width and height.
+
+    Returns:
+        A context that gives matplotlib's figure.
+
+    Raises:
+        RequestError: the path is unusable, or matplotlib is missing.
+
+    Example:
+        >>> with canvas("line.png") as figure:
+        ...     _ = figure.add_subplot().plot([1, 2], [3, 4])
+        >>> Path("line.png").exists()
+        True
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise RequestError(f"a plot must end in {' or '.join(_FORMATS)}, got {str(path)!r}")
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -94,11 +147,10 @@ def plot_size_accuracy(points: Sequence[Point], path: str | Path, *, title: str 
     except ImportError as error:
         raise RequestError("plots need matplotlib; install it with: pip install 'featherweight[plots]'") from error
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained", facecolor="white")
+        figure = Figure(figsize=inches, dpi=160, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        _draw(figure.add_subplot(), points, title)
+        yield figure
         _write(figure, path)
-    return path
 
 
 def _draw(axes: Axes, points: Sequence[Point], title: str) -> None:
@@ -111,8 +163,8 @@ def _draw(axes: Axes, points: Sequence[Point], title: str) -> None:
         axes.plot(
             [p.size_bytes / 1000 for p in mine],
             [p.accuracy * 100 for p in mine],
-            color=_COLOURS[position % len(_COLOURS)],
-            marker=_MARKERS[position % len(_MARKERS)],
+            color=COLOURS[position % len(COLOURS)],
+            marker=MARKERS[position % len(MARKERS)],
             markersize=6,
             linewidth=1.6,
             label=name,
@@ -147,6 +199,23 @@ def _draw(axes: Axes, points: Sequence[Point], title: str) -> None:
         axes.set_title(title, pad=12)
     if len(axes.get_lines()) > 1:
         axes.figure.legend(loc="outside lower center", ncols=3)  # beside the data, whatever their shape
+
+
+def _draw_sensitivity(axes: Axes, scan: Sensitivity, title: str) -> None:
+    sparsities = [100 * sparsity for sparsity in (0.0, *scan.sparsities)]
+    axes.axhline(scan.accuracy * 100, color="black", linestyle="--", linewidth=1.2)
+    for position, (name, accuracies) in enumerate(scan.accuracies.items()):
+        style: dict[str, Any] = {
+            "color": COLOURS[position % len(COLOURS)],
+            "marker": MARKERS[(position + position // len(COLOURS)) % len(MARKERS)],  # no pair twice before the 37th line
+            "markersize": 5,
+            "linewidth": 1.4,
+        }
+        axes.plot(sparsities, [100 * accuracy for accuracy in (scan.accuracy, *accuracies)], label=name, **style)
+    axes.set(xlabel="sparsity of one tensor in %, the others whole", ylabel="accuracy in %")
+    if title:
+        axes.set_title(title, pad=12)
+    axes.figure.legend(loc="outside lower center", ncols=3)
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -177,7 +177,7 @@ class _Search:
         for number, step in enumerate(recipe.steps):
             if (number, 0) not in done:
                 base = current
-            for position, attempt in enumerate(step.attempts(self.seed)):
+            for position, attempt in enumerate(step.attempts(self.seed, self.data.train)):
                 entry = done.get((number, position))
                 if entry is None:
                     place = {"step": number, "kind": kind_of(step), "attempt": position, "setting": dict(attempt.setting)}

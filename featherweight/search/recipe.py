@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from featherweight.errors import RequestError, UnsupportedOpError, check, look_up
@@ -17,12 +18,15 @@ from featherweight.graph.capture import Example
 from featherweight.graph.selection import select_weights
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import GradualPruning, apply_masks, plan_neurons
-from featherweight.pruning.allocation import ALLOCATIONS
-from featherweight.pruning.criteria import NEURON_CRITERIA
+from featherweight.pruning.allocation import choose
+from featherweight.pruning.granularity import pattern_of
+from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
 from featherweight.pruning.schedule import SCHEDULES
+from featherweight.pruning.weight_criteria import WEIGHT_CRITERIA
 from featherweight.quantization import cluster_weights
 from featherweight.quantization.clusters import INITIALISATIONS
 from featherweight.training import Tuning
+from featherweight.training.loaders import Batch
 from featherweight.training.loop import AfterStep
 
 __all__ = [
@@ -87,18 +91,18 @@ class PruneNeurons:
         check("sparsity", self.sparsity, "a number in (0, 1)", _is_share(self.sparsity))
         check("rounds", self.rounds, "a whole number >= 1", _is_whole(self.rounds, 1))
         look_up(NEURON_CRITERIA, self.criterion, "criterion")
-        look_up(ALLOCATIONS, self.allocation, "allocation")
+        choose({"neurons": torch.ones(1)}, 0.0, allocation=self.allocation)  # not every allocation is one for neurons
         check("round_to", self.round_to, "a whole number >= 1", _is_whole(self.round_to, 1))
         _check_share(self.share)
 
-    def attempts(self, seed: int) -> Iterator[Attempt]:
-        """Each round on top of the last one that was accepted."""
+    def attempts(self, seed: int, data: Iterable[Batch]) -> Iterator[Attempt]:
+        """Each round on top of the last one that was accepted; `data` are for criteria that look at some."""
 
         def propose(current: nn.Module, base: nn.Module, example: Example) -> tuple[nn.Module, Plan]:
             try:
                 plan = plan_neurons(
                     current, example, sparsity=self.sparsity, criterion=self.criterion, allocation=self.allocation,
-                    round_to=self.round_to, seed=seed,
+                    round_to=self.round_to, data=data, seed=seed,
                 )  # fmt: skip
                 smaller = plan.apply(current)
             except UnsupportedOpError as error:
@@ -115,12 +119,16 @@ class PruneNeurons:
 
 @dataclass(frozen=True)
 class PruneWeights:
-    """Gradual magnitude pruning to ever higher sparsities (Zhu and Gupta 2017), each from the last that was accepted.
+    """Gradual pruning to ever higher sparsities (Zhu and Gupta 2017), each from the last that was accepted.
 
     Args:
         sparsities: what to reach, increasing, each in (0, 1).
+        criterion: a name in `WEIGHT_CRITERIA`; one that looks at data gets the training data.
+        allocation: a name in `pruning.allocation.ALLOCATIONS`.
+        granularity: see `pruning.allocation.choose`; a pattern like "2:4" has one sparsity, and needs the schedule "once".
         schedule: how it grows while training, a name in `pruning.schedule.SCHEDULES`.
         until: the share of the training in which it grows; the rest tunes with fixed masks.
+        updates: how many times the masks are chosen anew, at least 1.
         tuning: how to train towards each sparsity.
         share: how much of the loss of accuracy that the budget allows may be used up when this step ends, in [0, 1].
 
@@ -129,20 +137,31 @@ class PruneWeights:
     """
 
     sparsities: tuple[float, ...] = (0.6, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+    criterion: str = "magnitude"
+    allocation: str = "global"
+    granularity: str = "element"
     schedule: str = "cubic"
     until: float = 0.6
+    updates: int = 100
     tuning: Tuning = field(default_factory=lambda: Tuning(epochs=8, min_steps=800))
     share: float = 0.75
 
     def __post_init__(self) -> None:
         holds = _is_list(self.sparsities, _is_share) and _increases(self.sparsities)
         check("sparsities", self.sparsities, "a list of increasing numbers in (0, 1)", holds)
+        look_up(WEIGHT_CRITERIA, self.criterion, "criterion")
+        pattern = pattern_of(self.granularity)
+        check("schedule", self.schedule, "once, with a pattern N:M", pattern is None or self.schedule == "once")
+        fitting = {"weights": torch.ones(1, 1 if pattern is None else pattern[1], 1)}
+        for sparsity in self.sparsities:
+            choose(fitting, sparsity, allocation=self.allocation, granularity=self.granularity)
         look_up(SCHEDULES, self.schedule, "schedule")
         check("until", self.until, "a number in (0, 1]", self.until == 1 or _is_share(self.until))
+        check("updates", self.updates, "a whole number >= 1", _is_whole(self.updates, 1))
         _check_share(self.share)
 
-    def attempts(self, seed: int) -> Iterator[Attempt]:
-        """Each sparsity from the last one that was accepted."""
+    def attempts(self, seed: int, data: Iterable[Batch]) -> Iterator[Attempt]:
+        """Each sparsity from the last one that was accepted; `data` are for criteria that look at some."""
 
         def propose(current: nn.Module, base: nn.Module, example: Example) -> tuple[nn.Module, None]:
             masks = {name: weight != 0 for name, weight in select_weights(current).items()}  # zeros stay zero
@@ -151,7 +170,10 @@ class PruneWeights:
             return apply_masks(current, masks), None
 
         for start, end in zip((0.0, *self.sparsities), self.sparsities, strict=False):
-            grow = GradualPruning(start=start, end=end, schedule=self.schedule, until=self.until)
+            grow = GradualPruning(
+                start=start, end=end, schedule=self.schedule, until=self.until, updates=self.updates, criterion=self.criterion,
+                allocation=self.allocation, granularity=self.granularity, data=data, seed=seed,
+            )  # fmt: skip
             yield Attempt({"sparsity": end}, propose, self.tuning, grow)
 
 
@@ -182,7 +204,7 @@ class ClusterWeights:
         look_up(INITIALISATIONS, self.init, "init")
         _check_share(self.share)
 
-    def attempts(self, seed: int) -> Iterator[Attempt]:
+    def attempts(self, seed: int, data: Iterable[Batch]) -> Iterator[Attempt]:
         """Each number of clusters, from the network as it was before this step."""
         for count in self.clusters:
 

@@ -12,8 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from featherweight.errors import RequestError
+from featherweight.pruning.sensitivity import Sensitivity
 from featherweight.reporting import plots
-from featherweight.reporting.plots import Point, plot_size_accuracy
+from featherweight.reporting.plots import Point, plot_sensitivity, plot_size_accuracy
 
 POINTS = [
     Point(44_103, 0.9896, "prune + cluster", label="6 bits"),
@@ -48,6 +49,26 @@ def test_everything_is_drawn_in_its_units() -> None:
     assert [text.get_text() for text in axes.texts] == ["6 bits"]
     assert {text.get_text() for text in axes.figure.legends[0].get_texts()} == set(lines)
     assert len({line.get_color() for line in axes.get_lines()}) == len({line.get_marker() for line in axes.get_lines()}) == 3
+
+
+SCAN = Sensitivity(
+    0.9, (0.5, 0.8), {f"layer{i}.weight": (0.9 - i / 20, 0.1) for i in range(8)}, {f"layer{i}.weight": 9 for i in range(8)}
+)
+
+
+def test_sensitivity_draws_a_line_for_each_tensor_and_one_for_the_network() -> None:
+    axes = Figure(layout="constrained").add_subplot()
+    plots._draw_sensitivity(axes, SCAN, "LeNet")
+    whole, *lines = axes.get_lines()
+    assert whole.get_ydata() == [90.0, 90.0]
+    assert [str(line.get_label()) for line in lines] == list(SCAN.accuracies)
+    assert lines[2].get_xydata().tolist() == [[0.0, 90.0], [50.0, pytest.approx(80.0)], [80.0, pytest.approx(10.0)]]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
+
+
+def test_sensitivity_svg_is_the_same_each_time(tmp_path: Path) -> None:
+    first = plot_sensitivity(SCAN, tmp_path / "a.svg", title="LeNet").read_bytes()
+    assert first == plot_sensitivity(SCAN, tmp_path / "b.svg", title="LeNet").read_bytes()
 
 
 def test_global_settings_stay_as_they_were(tmp_path: Path) -> None:

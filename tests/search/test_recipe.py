@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError
-from featherweight.pruning.criteria import NEURON_CRITERIA
+from featherweight.graph.constraint import fold
+from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
+from featherweight.pruning.weight_criteria import WEIGHT_CRITERIA
 from featherweight.search.recipe import STEPS, ClusterWeights, NothingToDo, PruneNeurons, PruneWeights, Recipe, kind_of
 from featherweight.training import Tuning
 
@@ -31,8 +33,12 @@ round_to = 4
 [[step]]
 kind = "prune-weights"
 sparsities = [0.5, 0.9]
+criterion = "taylor"
+allocation = "erdos_renyi_kernel"
+granularity = "4x4"
 schedule = "linear"
 until = 1
+updates = 10
 [step.tuning]
 epochs = 2
 [[step]]
@@ -58,7 +64,16 @@ def test_every_setting_is_read(load: Callable[[str], Recipe]) -> None:
     assert load(EVERYTHING) == Recipe(
         steps=(
             PruneNeurons(sparsity=0.1, rounds=2, criterion="random", allocation="uniform", round_to=4),
-            PruneWeights(sparsities=(0.5, 0.9), schedule="linear", until=1, tuning=Tuning(epochs=2)),
+            PruneWeights(
+                sparsities=(0.5, 0.9),
+                criterion="taylor",
+                allocation="erdos_renyi_kernel",
+                granularity="4x4",
+                schedule="linear",
+                until=1,
+                updates=10,
+                tuning=Tuning(epochs=2),
+            ),
             ClusterWeights(
                 clusters=(32, 4), init="density", tuning=replace(ClusterWeights().tuning, learning_rate=0.1), share=0.5
             ),
@@ -164,7 +179,8 @@ def test_plain_data_holds_every_setting() -> None:
 def proposals(step: Any, net: nn.Module, example: torch.Tensor) -> list[nn.Module]:
     """What a step proposes when every proposal is accepted as it is."""
     found = [net]
-    for attempt in step.attempts(seed=0):
+    data = [(torch.randn(16, 6), torch.randint(3, (16,)))]
+    for attempt in step.attempts(seed=0, data=data):
         found.append(attempt.propose(found[-1], net, example)[0])
         if attempt.after_step is not None:
             attempt.after_step(found[-1], 1.0)
@@ -209,7 +225,48 @@ def test_steps_say_when_there_is_nothing_to_do(step: Any, net: nn.Module, reason
 
 
 def test_criteria_are_passed_on() -> None:
+    """Also to those that look at data; this network has no norms whose scales could be looked at."""
     net = two_layers()
-    steps = [PruneNeurons(sparsity=0.5, rounds=1, criterion=name) for name in NEURON_CRITERIA]
+    steps = [PruneNeurons(sparsity=0.5, rounds=1, criterion=name) for name in sorted(set(NEURON_CRITERIA) - {"bn_scale"})]
     kept = [proposals(step, net, torch.zeros(2, 6))[0] for step in steps]
     assert any(not torch.equal(kept[0][0].weight, other[0].weight) for other in kept[1:])
+    steps = [PruneWeights(sparsities=(0.5,), criterion=name) for name in sorted(WEIGHT_CRITERIA)]
+    found = [fold(proposals(step, net, torch.zeros(2, 6))[0])[0].weight for step in steps]
+    assert len({tuple((weight != 0).flatten().tolist()) for weight in found}) >= len(found) - 2
+
+
+def test_allocation_and_granularity_are_passed_on() -> None:
+    net = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 4))
+
+    def alive(step: PruneWeights) -> list[torch.Tensor]:
+        pruned = proposals(step, net, torch.zeros(2, 8))[0]
+        return [pruned[place].weight != 0 for place in (0, 2)]
+
+    assert [int(w.sum()) for w in alive(PruneWeights(sparsities=(0.75,), allocation="uniform"))] == [40, 20]
+    assert [int(w.sum()) for w in alive(PruneWeights(sparsities=(0.75,), allocation="erdos_renyi"))] == [32, 28]
+    assert [int(w.sum()) for w in alive(PruneWeights(sparsities=(0.75,), allocation="lamp"))] != [40, 20]
+    for weight in alive(PruneWeights(sparsities=(0.75,), granularity="row")):
+        assert bool((weight.all(dim=1) | ~weight.any(dim=1)).all())
+    for weight in alive(PruneWeights(sparsities=(0.5,), granularity="2:4", schedule="once")):
+        assert bool((weight.reshape(-1, 4).sum(dim=1) == 2).all())
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ('kind = "prune-weights"\ncriterion = "magnitud"', "did you mean 'magnitude'"),
+        ('kind = "prune-weights"\nallocation = "erdos_reni"', "did you mean 'erdos_renyi'"),
+        ('kind = "prune-weights"\ngranularity = "rows"', "did you mean 'row'"),
+        ('kind = "prune-weights"\ngranularity = "2:4"\nsparsities = [0.5]', "schedule must be once, with a pattern N:M"),
+        ('kind = "prune-weights"\ngranularity = "2:4"\nschedule = "once"', "sparsity must be 0.5, 0 or None, got 0.6"),
+        ('kind = "prune-weights"\ngranularity = "row"\nallocation = "row"', "'row' compares the entries of a row"),
+        ('kind = "prune-weights"\ngranularity = 4', "step 1"),
+        ('kind = "prune-weights"\nupdates = 0', "updates must be a whole number >= 1"),
+        ('kind = "prune-neurons"\nallocation = "erdos_renyi"', "needs two or more axes"),
+    ],
+)
+def test_wrong_ways_of_pruning_are_found_before_anything_is_done(
+    load: Callable[[str], Recipe], step: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        load(f"[[step]]\n{step}")

@@ -25,8 +25,9 @@ LEVELS = {
     "search": 7,
     "reporting": 8,
     "facade": 9,
-    "cli": 10,
-    "__main__": 11,
+    "experiments": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 
 # Pickles run code when they are read; timm and torchvision would be large dependencies for little.

@@ -38,6 +38,7 @@ class Anatomy:
     program: Program
     tensors: Mapping[str, torch.Tensor]
     coupling: Coupling
+    unit: Unit = "neuron"
 
 
 def study(model: nn.Module, example: Example, *, unit: Unit = "neuron") -> Anatomy:
@@ -57,7 +58,7 @@ def study(model: nn.Module, example: Example, *, unit: Unit = "neuron") -> Anato
     folded = fold(model)
     program = capture(folded, example)
     tensors = tensors_of(folded, program)
-    return Anatomy(folded, program, tensors, trace(program, tensors, unit=unit))
+    return Anatomy(folded, program, tensors, trace(program, tensors, unit=unit), unit)
 
 
 def mask(anatomy: Anatomy, removed: _Removed) -> nn.Module:
@@ -194,6 +195,7 @@ def _constrain_like(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, to
 
 
 def tensor_at(model: nn.Module, name: str, axis: int = 0, indices: tuple[int, ...] = ()) -> torch.Tensor:
+    """The tensor called `name`; RequestError if there is none, or if it has no such axis or indices."""
     try:
         tensor = tensor_called(model, name)
     except AttributeError:

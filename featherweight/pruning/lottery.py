@@ -14,7 +14,7 @@ from torch import nn
 from featherweight.errors import RequestError, check, look_up
 from featherweight.graph.constraint import constrained, constraints_of, duplicate
 from featherweight.graph.selection import select_weights
-from featherweight.pruning.allocation import ALLOCATIONS
+from featherweight.pruning.allocation import choose
 from featherweight.pruning.weights import Mask, apply_masks
 
 __all__ = ["TICKET_CRITERIA", "Round", "TicketCriterion", "choose_masks", "find_ticket", "search_tickets"]
@@ -84,7 +84,7 @@ def find_ticket(
         rounds: how often weights are removed, at least 1; the network is trained as often.
         rate: share of the weights left that each round removes, in (0, 1).
         criterion: a name in `TICKET_CRITERIA`.
-        allocation: a name in `ALLOCATIONS`.
+        allocation: a name in `allocation.ALLOCATIONS`.
         include: shell-style patterns of parameter names; by default every weight of two or more axes.
         exclude: patterns of names to leave alone.
         seed: for criteria that draw random numbers.
@@ -175,7 +175,7 @@ def choose_masks(
         final: the same network after it; its masks hold.
         sparsity: fraction of the selected weights that goes, in [0, 1).
         criterion: a name in `TICKET_CRITERIA`.
-        allocation: a name in `ALLOCATIONS`.
+        allocation: a name in `allocation.ALLOCATIONS`.
         include: shell-style patterns of parameter names; by default every weight of two or more axes.
         exclude: patterns of names to leave alone.
         seed: for criteria that draw random numbers.
@@ -192,9 +192,7 @@ def choose_masks(
         >>> choose_masks(before, after, sparsity=0.5, criterion="magnitude_increase")["weight"].tolist()
         [[True, False]]
     """
-    check("sparsity", sparsity, "in [0, 1)", 0 <= sparsity < 1)
     score = look_up(TICKET_CRITERIA, criterion, "criterion")
-    spread = look_up(ALLOCATIONS, allocation, "allocation")
     first = select_weights(initial, include=include, exclude=exclude)
     last = select_weights(final, include=include, exclude=exclude)
     shapes = [{name: weight.shape for name, weight in weights.items()} for weights in (first, last)]
@@ -208,4 +206,4 @@ def choose_masks(
         for constraint in constraints_of(final, name):
             if isinstance(constraint, Mask):
                 scores[name] = scores[name].masked_fill(~constraint.mask, -torch.inf)
-    return spread(scores, sparsity)
+    return choose(scores, sparsity, allocation=allocation)

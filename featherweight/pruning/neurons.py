@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -59,7 +60,6 @@ def plan_neurons(
     data: Iterable[Batch] | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
-    _network: Anatomy | None = None,
 ) -> Plan:
     """Decides which neurons go: round(sparsity · n) of the n that may, lowest scores first, of equal ones the earlier.
 
@@ -97,23 +97,8 @@ def plan_neurons(
         >>> print(plan_neurons(net, torch.zeros(1, 4), sparsity=0.5).groups[0].kept)
         4
     """
-    check("sparsity", sparsity, "in [0, 1)", sparsity is None or 0 <= sparsity < 1)
-    check("round_to", round_to, "a whole number >= 1", isinstance(round_to, int) and round_to >= 1)
-    name, score = _criterion(criterion)
-    check("granularity", granularity, f"one of {', '.join(get_args(Unit))}", granularity in get_args(Unit))
-    network = _network or study(model, example, unit=granularity)
-    groups = _by_name(select_groups(network, include=include, exclude=exclude))
-    twin = ProgramModule(network.program, network.tensors).eval()  # has the tensors by the names that groups have them
-    evidence = Evidence(twin, data, loss, torch.Generator().manual_seed(seed), f"the criterion {name}")
-    scores = _compare(_checked(score([*groups.values()], network, evidence), groups, name))
-    stays = _choose(scores, sparsity, allocation)
-    removed = {key: _indices_removed(scores[key], stays[key], round_to) for key in scores}
-    small = [key for key in scores if groups[key].size < round_to]
-    if small:
-        _log.warning("round_to=%d leaves smaller groups as they are: %s", round_to, ", ".join(small))
-    none = torch.empty(0, dtype=torch.int64)
-    pairs = [(group, removed.get(key, none)) for key, group in groups.items()]
-    return make_plan(network.program, network.coupling, pairs, unit=granularity)
+    choice = _Choice(sparsity, criterion, allocation, granularity, include, exclude, round_to, data, loss, seed)
+    return _decide(study(model, example, unit=choice.granularity), choice)
 
 
 def prune_neurons(model: nn.Module, example: Example, **options: Unpack[NeuronOptions]) -> nn.Module:
@@ -135,9 +120,49 @@ def prune_neurons(model: nn.Module, example: Example, **options: Unpack[NeuronOp
         >>> prune_neurons(net, torch.zeros(1, 4), sparsity=0.5)[0].weight.shape
         torch.Size([4, 4])
     """
-    network = study(model, example, unit=options.get("granularity", "neuron"))
-    plan = plan_neurons(model, example, **options, _network=network)
-    return cut(network, plan.removed, model)
+    choice = _Choice(**options)
+    network = study(model, example, unit=choice.granularity)
+    return cut(network, _decide(network, choice).removed, model)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The options of `plan_neurons`, with its defaults; in order."""
+
+    sparsity: float | None
+    criterion: str | Mapping[str, torch.Tensor] | NeuronCriterion = "magnitude"
+    allocation: str | Mapping[str, float] | Allocation = "global"
+    granularity: Unit = "neuron"
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    round_to: int = 1
+    data: Iterable[Batch] | None = None
+    loss: Loss = cross_entropy
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check("sparsity", self.sparsity, "in [0, 1)", self.sparsity is None or 0 <= self.sparsity < 1)
+        check("round_to", self.round_to, "a whole number >= 1", isinstance(self.round_to, int) and self.round_to >= 1)
+        units = get_args(Unit)
+        check("granularity", self.granularity, f"one of {', '.join(units)}", self.granularity in units)
+        _criterion(self.criterion)
+
+
+def _decide(network: Anatomy, choice: _Choice) -> Plan:
+    """What `plan_neurons` does, once the network is captured and traced."""
+    name, score = _criterion(choice.criterion)
+    groups = _by_name(select_groups(network, include=choice.include, exclude=choice.exclude))
+    twin = ProgramModule(network.program, network.tensors).eval()  # has the tensors by the names that groups have them
+    evidence = Evidence(twin, choice.data, choice.loss, torch.Generator().manual_seed(choice.seed), f"the criterion {name}")
+    scores = _compare(_checked(score([*groups.values()], network, evidence), groups, name))
+    stays = _choose(scores, choice.sparsity, choice.allocation)
+    removed = {key: _indices_removed(scores[key], stays[key], choice.round_to) for key in scores}
+    small = [key for key in scores if groups[key].size < choice.round_to]
+    if small:
+        _log.warning("round_to=%d leaves smaller groups as they are: %s", choice.round_to, ", ".join(small))
+    none = torch.empty(0, dtype=torch.int64)
+    pairs = [(group, removed.get(key, none)) for key, group in groups.items()]
+    return make_plan(network.program, network.coupling, pairs, unit=network.unit)
 
 
 def make_plan(

@@ -166,6 +166,35 @@ def export(
         typer.echo(f"{out}: {out.stat().st_size} bytes")
 
 
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the experiment, see --list")] = "",
+    names: Annotated[bool, typer.Option("--list", help="print the names of the experiments, and do nothing else")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="small settings: two minutes on one core")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="a folder; by default reproduced/NAME, or NAME-quick")] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Runs an experiment of a paper again: its plot, and a table of their numbers beside ours."""
+    with _told_plainly():
+        from featherweight.errors import look_up
+        from featherweight.experiments import EXPERIMENTS
+        from featherweight.experiments import reproduce as run
+        from featherweight.reporting.progress import RichProgress
+
+        if names:
+            typer.echo("\n".join(EXPERIMENTS))
+            return
+        experiment = look_up(EXPERIMENTS, name, "an experiment")
+        folder = out or Path("reproduced") / (f"{name}-quick" if quick else name)
+        try:
+            with RichProgress() as progress:
+                table = run(name, experiment, folder, quick=quick, data_dir=data_dir, progress=progress)
+        except KeyboardInterrupt:
+            _end(INTERRUPTED, f"interrupted; what was done is kept in {folder}, the same command goes on")
+        typer.echo(table)
+        typer.echo(f"\nthe page, the plot and the numbers are in {folder}", err=True)
+
+
 def _load(model: str, data: str, data_dir: Path | None, weights: Path | None, seed: int = 0) -> tuple[Data, nn.Module]:
     from featherweight.search.source import load_model
     from featherweight.training import load_data

@@ -1,4 +1,4 @@
-"""What is committed as an experiment's result came from the recipe that is committed beside it."""
+"""What is committed as an experiment's result is whole, and its page was made from it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,48 @@ from pathlib import Path
 
 import pytest
 
-from featherweight.search.recipe import Recipe
+from featherweight.experiments import EXPERIMENTS, Outcome
+from featherweight.experiments.deep_compression import recipe_of
+from featherweight.experiments.reproduce import page, read_outcomes
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "deep_compression"
-
-
-@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_result_comes_from_the_committed_recipe(path: Path) -> None:
-    result = json.loads(path.read_text())
-    recipe = json.loads(json.dumps(Recipe.load(FOLDER / f"{result['net']}.toml").as_dict()))
-    assert {**recipe, "seed": result["recipe"]["seed"]} == result["recipe"]
+ROOT = Path(__file__).parents[1]
+DEEP_COMPRESSION = ROOT / "experiments" / "deep_compression"
 
 
-@pytest.mark.parametrize("net", ["lenet-300-100", "lenet5"])
-def test_kept_file_is_one_of_the_results(net: str) -> None:
-    sizes = {}
-    for path in (FOLDER / "results").glob(f"{net}-seed*.json"):
-        sizes[path.with_suffix(".fw").read_bytes()] = json.loads(path.read_text())["after"]["size_bytes"]
-    kept = (FOLDER / f"{net}.fw").read_bytes()
-    assert sizes[kept] == len(kept)
+def _folder(name: str) -> Path:
+    return ROOT / "experiments" / name.replace("-", "_")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_cells_are_those_of_the_code(name: str) -> None:
+    assert [outcome.cell for outcome in read_outcomes(_folder(name))] == list(EXPERIMENTS[name].cells(False))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_page_is_made_from_the_results(name: str) -> None:
+    folder = _folder(name)
+    assert (folder / "README.md").read_text() == page(name, EXPERIMENTS[name], read_outcomes(folder))
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_front_page_has_the_best_net() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- result:begin")[2].partition("<!-- result:end -->")[0]
+    best = max(
+        (outcome for outcome in read_outcomes(DEEP_COMPRESSION) if outcome.cell["net"] == "lenet5"),
+        key=lambda outcome: [step["validation_accuracy"] for step in outcome.result["steps"] if step["accepted"]][-1],
+    )
+    assert f"({best.result['after']['size_bytes']:,} B)" in table
+
+
+@pytest.mark.parametrize("outcome", read_outcomes(DEEP_COMPRESSION), ids=lambda o: f"{o.cell['net']}-{o.cell['seed']}")
+def test_files_come_from_the_committed_recipe(outcome: Outcome) -> None:
+    net, seed = outcome.cell["net"], outcome.cell["seed"]
+    recorded = outcome.result["recipe"]
+    recipe = json.loads(json.dumps(recipe_of(net).as_dict()))
+    assert recorded["seed"] == seed
+    assert recorded["training"] == recipe["training"]
+    for then, now in zip(recorded["step"], recipe["step"], strict=True):
+        assert then == {name: now[name] for name in then}  # a step may have got an option since then
+    file = DEEP_COMPRESSION / "results" / f"{net}-seed{seed}.fw"
+    assert file.stat().st_size == outcome.result["after"]["size_bytes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from featherweight.errors import FeatherweightError, RequestError
 from featherweight.files import replacing
 from featherweight.graph.capture import Example, as_example, to_module
-from featherweight.graph.program import Program, ProgramModule
+from featherweight.graph.program import Node, Program, ProgramModule
 
 __all__ = ["open_session", "resize_batch", "to_onnx", "translate"]
 
@@ -138,8 +138,20 @@ def resize_batch(program: Program, example: Example, batch: int) -> tuple[torch.
     )
 
 
+class _Settled(ProgramModule):
+    """Copies what attention gives, so that its strides are known: torch.onnx's own attention has others than torch's, and what
+    was a view of one is none of the other."""
+
+    def _run(self, position: int, node: Node, values: Sequence[Any]) -> Any:
+        result = super()._run(position, node, values)
+        if node.op == "scaled_dot_product_attention":
+            return result.clone(memory_format=torch.contiguous_format)
+        return result
+
+
 def _export(net: ProgramModule) -> bytes:
     program = net.program
+    net = _Settled(program, net.state_dict(keep_vars=True)).eval()
     axes = tuple({i: "batch" for i, size in enumerate(spec.shape) if size is None} for spec in program.inputs)
     count = len(pytree.tree_leaves(program.output))
     with _silence():

@@ -184,10 +184,10 @@ def conv_transpose(call: Call) -> Any:
     ins = meet(call, [(x, 1), (weight, 0)])
     outs = weight.lines.get(1)
     if groups > 1:
-        if weight.shape[1] == 1:
+        if weight.shape[:2] == (groups, 1):
             outs = ins
-        elif outs is not None:
-            outs = outs.repeat(groups)
+        else:
+            outs = None if outs is None else outs.repeat(groups)
             if ins is not None:
                 call.labels.tie(ins.view(groups, -1), ins.view(groups, -1)[:1])
     return _channels(call, outs, bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def from_exported(exported: torch.export.ExportedProgram) -> Program:
     constants = {str(s.target): _stored(exported, s) for s in signature.input_specs if s.kind is InputKind.CONSTANT_TENSOR}
     program = _without_unused(Program(tuple(inputs), tuple(tensors), tuple(nodes), _plain(output), constants))
     _refuse_changes(program)
-    return program
+    # What is contiguous here need not be so in another export, or on another device; where it is, `reshape` is `view`.
+    return replace(program, nodes=tuple(replace(n, op="reshape") if n.op == "view" else n for n in program.nodes))
 
 
 # What torch.export wraps around a part of a network: where in its arguments that part is.

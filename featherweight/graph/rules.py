@@ -163,8 +163,8 @@ def last_two(call: Call) -> Any:
 def reduce(call: Call) -> Any:
     """Sums, means, maxima, norms over axes: over channels they take those that stay."""
     rank = len(call.input.shape)
-    # linalg_vector_norm(x, order, axes) has one argument before.
-    axes = call.argument(2 if call.node.op.startswith("linalg_vector_norm") else 1, "dim")
+    # linalg_vector_norm(x, order, axes) and norm have one argument before.
+    axes = call.argument(2 if call.node.op.startswith(("linalg_vector_norm", "norm")) else 1, "dim")
     chosen = [axes] if isinstance(axes, int) else axes or range(rank)
     over = {axis % rank for axis in chosen}
     first = call.out[0] if isinstance(call.out, list | tuple) else call.out

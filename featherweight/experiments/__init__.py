@@ -1,0 +1,32 @@
+"""What papers claim, as experiments that anyone can run again; the command is `featherweight reproduce`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from featherweight.experiments import (
+    deconstructing,
+    deep_compression,
+    lottery_tickets,
+    rethinking,
+    supermasks,
+    weight_agnostic,
+    weights_or_neurons,
+    why_prune,
+)
+from featherweight.experiments.experiment import Cell, Experiment, Lab, Outcome
+from featherweight.experiments.reproduce import reproduce
+
+__all__ = ["EXPERIMENTS", "Cell", "Experiment", "Lab", "Outcome", "reproduce"]
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "deep-compression": deep_compression.EXPERIMENT,
+    "lottery-tickets": lottery_tickets.EXPERIMENT,
+    "deconstructing": deconstructing.EXPERIMENT,
+    "supermasks": supermasks.EXPERIMENT,
+    "weight-agnostic": weight_agnostic.EXPERIMENT,
+    "rethinking": rethinking.EXPERIMENT,
+    "why-prune": why_prune.EXPERIMENT,
+    "weights-or-neurons": weights_or_neurons.EXPERIMENT,
+}
+"""Experiments by name."""

@@ -3,7 +3,7 @@ PYTHON = $(or $(shell for p in python3.11 python3; do $$p -c 'import venv' 2>/de
 BIN := .venv/bin
 WORKERS := 2
 
-.PHONY: demo test lint format bench experiments
+.PHONY: demo test lint format bench coverage experiments
 
 demo: .venv/.installed-data
 	@mkdir -p demo
@@ -26,11 +26,16 @@ format: .venv/.installed-test
 bench: .venv/.installed-test
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
 
-# Hours on one thread. MNIST's files are looked for as `featherweight --data mnist` does; `make experiments DATA=DIR` names a folder.
+# Hours on one thread; networks that have a record are not measured again.
+coverage: .venv/.installed-coverage
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage/coverage.py --both
+	$(BIN)/python benchmarks/coverage/report.py
+
+# Hours on one thread; finished cells are kept. MNIST is looked for as `featherweight --data mnist` does; DATA=DIR names a folder.
 experiments: .venv/.installed-test
-	$(BIN)/python experiments/deep_compression/reproduce.py lenet-300-100 lenet5 $(if $(DATA),--data-dir $(DATA))
-	$(BIN)/python experiments/deep_compression/reproduce.py lenet-300-100 --plain $(if $(DATA),--data-dir $(DATA))
-	$(BIN)/python experiments/deep_compression/report.py
+	@set -e; for name in $$($(BIN)/featherweight reproduce --list); do \
+	  $(BIN)/featherweight reproduce $$name --out experiments/$$(echo $$name | tr - _) $(if $(DATA),--data-dir $(DATA)); done
+	$(BIN)/python experiments/deep_compression/front_page.py
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from featherweight.errors import FeatherweightError, RequestError
 from featherweight.files import replacing
 from featherweight.graph.capture import Example, as_example, to_module
-from featherweight.graph.program import Node, Program, ProgramModule
+from featherweight.graph.program import Node, Program, ProgramModule, map_refs, resolve_op
 
 __all__ = ["open_session", "resize_batch", "to_onnx", "translate"]
 
@@ -138,20 +138,29 @@ def resize_batch(program: Program, example: Example, batch: int) -> tuple[torch.
     )
 
 
-class _Settled(ProgramModule):
-    """Copies what attention gives, so that its strides are known: torch.onnx's own attention has others than torch's, and what
-    was a view of one is none of the other."""
+class _Exportable(ProgramModule):
+    """Runs attention in the form that torch.onnx translates: of four axes, and with an output of known strides.
+
+    Its own attention gives other strides than torch's, and what was a view of one is none of the other.
+    """
 
     def _run(self, position: int, node: Node, values: Sequence[Any]) -> Any:
-        result = super()._run(position, node, values)
-        if node.op == "scaled_dot_product_attention":
-            return result.clone(memory_format=torch.contiguous_format)
-        return result
+        if node.op != "scaled_dot_product_attention":
+            return super()._run(position, node, values)
+        query, key, value, *rest = map_refs(node.args, lambda ref: values[ref.index])
+        outer = query.shape[:-3]
+        if len(outer) != 1:
+            query, key, value = (t.reshape(-1, *t.shape[-3:]) if t.dim() > 3 else t[None] for t in (query, key, value))
+            if rest and rest[0] is not None and rest[0].dim() > 3:
+                rest[0] = rest[0].expand(*outer, *rest[0].shape[-3:]).reshape(-1, *rest[0].shape[-3:])
+        result = resolve_op(node.op)(query, key, value, *rest, **node.kwargs)
+        result = result.clone(memory_format=torch.contiguous_format)
+        return result if len(outer) == 1 else result.reshape(*outer, *result.shape[-3:])
 
 
 def _export(net: ProgramModule) -> bytes:
     program = net.program
-    net = _Settled(program, net.state_dict(keep_vars=True)).eval()
+    net = _Exportable(program, net.state_dict(keep_vars=True)).eval()
     axes = tuple({i: "batch" for i, size in enumerate(spec.shape) if size is None} for spec in program.inputs)
     count = len(pytree.tree_leaves(program.output))
     with _silence():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from featherweight.errors import CaptureError
 from featherweight.graph.constraint import fold
@@ -57,7 +58,7 @@ def capture(model: nn.Module, example: Example) -> Program:
     frozen = fold(model).eval()
     program = _export(frozen, args, shapes)
     if program.constants and _wake(frozen, program):
-        program = _export(frozen, args, shapes)
+        program = _awake(frozen, args, shapes, program)
     for spec in program.inputs:
         if spec.shape and spec.shape[0] is not None:
             raise CaptureError(
@@ -80,6 +81,20 @@ def _export(model: nn.Module, args: tuple[Any, ...], shapes: tuple[Any, ...]) ->
             "forward() must be traceable for any batch size, without Python control flow on tensor values"
         ) from error
     return from_exported(exported)
+
+
+def _awake(model: nn.Module, args: tuple[Any, ...], shapes: tuple[Any, ...], asleep: Program) -> Program:
+    """The program of a model with some modules in train mode, if it computes what it did when all were in eval mode."""
+    inputs = [a for a in args if isinstance(a, torch.Tensor)]
+    try:
+        awake = _export(model, args, shapes)
+        with torch.no_grad():
+            twins = [ProgramModule(p, tensors_of(model, p)).eval() for p in (asleep, awake)]
+            expected, found = (pytree.tree_leaves(twin(*inputs)) for twin in twins)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    except (CaptureError, AssertionError):
+        return asleep
+    return awake
 
 
 def _wake(model: nn.Module, program: Program) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from featherweight.graph.labels import Labelled
+from featherweight.graph.program import Ref
 from featherweight.graph.rules import Call, Lines, lock, meet, meet_all, tensors_in
 
 __all__ = [
@@ -116,7 +117,11 @@ def parse(equation: str, ranks: Sequence[int]) -> tuple[list[str], str] | None:
         result = "..." * ("..." in left) + result
     inner = [part.removeprefix("...") for part in (*parts, result)]
     lengths = [len(p) != r for p, r in zip(inner, ranks, strict=False)]
-    if "." in "".join(inner) or any(long and not p.startswith("...") for long, p in zip(lengths, parts, strict=True)):
+    if (
+        "." in "".join(inner)
+        or ("..." in left and not result.startswith("..."))
+        or any(long and not p.startswith("...") for long, p in zip(lengths, parts, strict=True))
+    ):
         return None
     if any(len(set(p)) != len(p) for p in inner):
         return None  # a diagonal
@@ -134,8 +139,9 @@ def conv(call: Call) -> Any:
     """Convolution. Depthwise: an output goes with its input. Other groups: every group loses the same positions."""
     x, weight, bias = call.input, call.args[1], call.argument(2, "bias")
     groups = call.argument(6, "groups", 1)
-    if len(x.shape) != len(weight.shape) or not isinstance(groups, int):
-        return lock(call)  # one sample without a batch axis, or a group for each sample
+    computed = any(isinstance(number, Ref) for number in call.node.args[6:])
+    if len(x.shape) != len(weight.shape) or (computed and weight.shape[1] == 1):
+        return lock(call)  # one sample without a batch axis, or a computed number of groups, one for each channel
     call.lock(x, "runs over it", {0, *range(2, len(x.shape))})
     call.lock(weight, "runs over it", range(2, len(weight.shape)))
     return _channels(call, _grouped(call, x, weight, groups), bias)
@@ -179,6 +185,8 @@ def conv_transpose(call: Call) -> Any:
     """Transposed convolution: the weight's axis 0 meets the input, its axis 1 holds the outputs of a group."""
     x, weight, bias = call.input, call.args[1], call.argument(2, "bias")
     groups = call.argument(6, "groups", 1)
+    if len(x.shape) != len(weight.shape):
+        return lock(call)  # one sample without a batch axis
     call.lock(x, "runs over it", {0, *range(2, len(x.shape))})
     call.lock(weight, "runs over it", range(2, len(weight.shape)))
     ins = meet(call, [(x, 1), (weight, 0)])
@@ -213,8 +221,8 @@ def _recurrent(call: Call, states: Sequence[Labelled], gates: int) -> Any:
     weights, has_biases, layers = call.args[2], call.args[3], int(call.args[4])
     directions = 2 if call.args[7] else 1
     per_cell = 4 if has_biases else 2
-    if len(weights) != per_cell * layers * directions:
-        return lock(call)  # projected outputs
+    if len(weights) != per_cell * layers * directions or 1 not in weights[1].lines:
+        return lock(call)  # projected outputs, or a single unit
     units = weights[1].lines[1]
     x = Labelled(call.input.shape[2:], {0: call.input.lines[2]} if 2 in call.input.lines else {})
     out = Labelled((len(units) * directions,), {0: units.repeat(directions)})
@@ -248,6 +256,8 @@ def gru_cell(call: Call) -> Any:
 
 
 def _one_step(call: Call, states: Sequence[Labelled], gates: int) -> Any:
+    if 1 not in call.args[3].lines:
+        return lock(call)  # a single unit
     units = call.args[3].lines[1]
     meet(call, [(call.input, 1), (call.args[2], 1)])
     _tie_gates(call, units, call.args[2:6], gates)

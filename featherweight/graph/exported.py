@@ -66,12 +66,15 @@ _WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 def _read_graph(graph: fx.GraphModule, numbers: dict[str, Value], nodes: list[Node], first: int) -> list[Value]:
     """Appends a graph's operations to `nodes`, and returns its outputs. Its placeholders are in `numbers` already.
 
-    A part that is wrapped (in autocast, which is off in eval mode on one data type, or in no_grad) is read in place.
+    A part that is wrapped (in an autocast that is off, or in no_grad) is read in place.
     """
     for fx_node in graph.graph.nodes:
         name = getattr(fx_node.target, "__name__", "")
         if fx_node.op == "call_function" and name in _WRAPPERS:
             part = _WRAPPERS[name]
+            if name == "wrap_with_autocast" and fx_node.args[2]:
+                where = _origin(fx_node)
+                raise UnsupportedOpError(f"autocast inside a network is not supported, at {where}; put it around the call")
             inner = getattr(graph, str(fx_node.args[part].target))
             placeholders = [node.name for node in inner.graph.nodes if node.op == "placeholder"]
             given = [_value(v, numbers) for v in fx_node.args[part + 1 :]]
@@ -112,6 +115,8 @@ def _refuse_changes(program: Program) -> None:
                     )
                 if node.op.partition(".")[0] not in _PERHAPS_COPIES:
                     behind[number] = name
+        if node.op == "py.getitem" and node.args[0].index in behind:  # one of the parts of a split
+            behind[number] = behind[node.args[0].index]
 
 
 def _inputs_and_tensors(

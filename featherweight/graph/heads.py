@@ -30,7 +30,7 @@ def find_heads(program: Program, shapes: Sequence[Any]) -> dict[int, int]:
     found: dict[int, int] = {}
     for node in program.nodes:
         if node.op in _ATTENTION:
-            operands = [ref.index for ref in refs_in(node.args)]
+            operands = [ref.index for ref in refs_in(node.args[:3])]  # a mask may have any shape
             if all(index >= program.first_node and shapes[index].dim() >= 4 for index in operands):
                 for index in operands:
                     _walk(program, index, int(shapes[index].shape[-3]), found)

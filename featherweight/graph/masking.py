@@ -52,8 +52,17 @@ class MaskedModule(ProgramModule):
 def _narrow(value: torch.Tensor, kept: Sequence[torch.Tensor]) -> torch.Tensor:
     for axis, stays in enumerate(kept):
         if not bool(stays.all()):
-            value = value.index_select(axis, stays.nonzero().flatten().to(value.device))
+            value = value.index_select(axis, _of_size(stays, value.shape[axis]).nonzero().flatten().to(value.device))
     return value
+
+
+def _of_size(stays: torch.Tensor, size: int) -> torch.Tensor:
+    """What stays of an axis that may hold the batch too (batch · channels), which was traced with two samples."""
+    if len(stays) == size:
+        return stays
+    half, batch = len(stays) // 2, 2 * size // len(stays)
+    batch_first = torch.equal(stays[:half], stays[half:])
+    return stays[:half].repeat(batch) if batch_first else stays[::2].repeat_interleave(batch)
 
 
 def _widen(value: Any, kept: Any) -> Any:
@@ -62,6 +71,7 @@ def _widen(value: Any, kept: Any) -> Any:
         return type(value)(_widen(v, k) for v, k in zip(value, kept, strict=True))
     for axis, stays in enumerate(kept):
         if not bool(stays.all()):
+            stays = _of_size(stays, len(stays) * value.shape[axis] // max(1, int(stays.sum())))
             shape = (*value.shape[:axis], len(stays), *value.shape[axis + 1 :])
             value = value.new_zeros(shape).index_copy(axis, stays.nonzero().flatten().to(value.device), value)
     return value

@@ -107,8 +107,9 @@ _POSITIONS = (
     "max_pool2d_with_indices max_pool3d_with_indices reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
 ).split()
 _REDUCE = (
-    "mean mean.dim sum sum.dim_IntList amax amin prod.dim_int var.correction var.dim std.correction var_mean.correction "
-    "linalg_vector_norm norm.ScalarOpt_dim logsumexp any any.dim any.dims all.dim max.dim min.dim argmax argmin max min"
+    "mean mean.dim sum sum.dim_IntList amax amin prod.dim_int var.correction var.dim std.correction std.dim "
+    "var_mean.correction linalg_vector_norm norm.ScalarOpt_dim logsumexp any any.dim any.dims all.dim max.dim min.dim argmax "
+    "argmin max min"
 ).split()
 _CONVS = "conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding".split()
 _TRANSPOSED = "conv_transpose1d conv_transpose2d.input conv_transpose3d.input".split()

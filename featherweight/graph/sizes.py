@@ -122,7 +122,7 @@ def squeeze(resize: Resize) -> Node:
 def conv(resize: Resize) -> Node:
     """Depthwise convolution: one group for each input channel kept."""
     args = resize.node.args
-    if len(args) > 6 and args[6] != 1 and len(resize.kept[1][1]) == 1:
+    if len(args) > 6 and isinstance(args[6], int) and args[6] != 1 and len(resize.kept[1][1]) == 1:
         return resize.with_argument(6, _count(resize.kept[0][1]))
     return resize.node
 

@@ -221,3 +221,30 @@ def test_threads_below_one() -> None:
 def test_content_that_is_no_network() -> None:
     with pytest.raises(FeatherweightError, match="cannot run this network"):
         open_session(b"nonsense")
+
+
+class Windowed(nn.Module):
+    """Attention over five axes (within windows), or three; what it gives is transposed and viewed."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        self.axes, self.project = axes, nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[0]
+        if self.axes == 3:
+            q, k, v = self.project(x).chunk(3, -1)
+            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        q, k, v = self.project(x).view(batch, 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(4, 4, dtype=torch.bool).tril())
+        return mixed.transpose(2, 3).reshape(batch, 12, 8)
+
+
+@pytest.mark.parametrize("axes", [3, 5])
+def test_attention_of_any_number_of_axes(axes: int) -> None:
+    net, x = Windowed(axes), torch.randn(2, 12, 8)
+    content = translate(net, x)
+    with torch.no_grad():
+        expected = net(x)
+    (found,) = open_session(content).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected)

@@ -54,6 +54,10 @@ had 960 networks over 4096 generations, nearly 4 million. To get far with less, 
 another activation with probability 0.5, 0.25, 0.25 (theirs 0.25, 0.25, 0.5), let the number of connections count in 30 % of
 the generations (theirs 80 %), and keep the images for 50 generations, so that a child shares its parent's values and only
 what a mutation touches is computed. Connections are never switched off.
+
+What the full runs say: a search a twenty-fifth the size of theirs comes within 3 to 11 points of it, and the ensemble is
+ahead of the best single weight. The first row's spread is the paper's, too: near a weight of 0 all outputs are alike, so
+every such network answers by chance there, whatever the search found.
 """
 
 

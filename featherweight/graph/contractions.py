@@ -96,8 +96,9 @@ def attention(call: Call) -> Any:
     mask = call.argument(3, "attn_mask")
     if isinstance(mask, Labelled):
         scores = _front(Labelled(tuple(call.out.shape), lines), 1)
-        shape = (*scores.shape, key.shape[-2])
-        meet_all(call, [Labelled(shape, scores.lines), mask], len(shape))
+        rank, along = len(scores.shape), key.lines.get(len(key.shape) - 2)
+        lines_of_scores = {**scores.lines, **({} if along is None else {rank: along})}
+        meet_all(call, [Labelled((*scores.shape, key.shape[-2]), lines_of_scores), mask], rank + 1)
     return lines
 
 

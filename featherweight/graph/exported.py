@@ -73,8 +73,7 @@ def _read_graph(graph: fx.GraphModule, numbers: dict[str, Value], nodes: list[No
         if fx_node.op == "call_function" and name in _WRAPPERS:
             part = _WRAPPERS[name]
             if name == "wrap_with_autocast" and fx_node.args[2]:
-                where = _origin(fx_node)
-                raise UnsupportedOpError(f"autocast inside a network is not supported, at {where}; put it around the call")
+                raise UnsupportedOpError("autocast inside a network is not supported; put it around the call of the network")
             inner = getattr(graph, str(fx_node.args[part].target))
             placeholders = [node.name for node in inner.graph.nodes if node.op == "placeholder"]
             given = [_value(v, numbers) for v in fx_node.args[part + 1 :]]

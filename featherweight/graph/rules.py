@@ -166,7 +166,7 @@ def reduce(call: Call) -> Any:
     # linalg_vector_norm(x, order, axes) and norm have one argument before.
     axes = call.argument(2 if call.node.op.startswith(("linalg_vector_norm", "norm")) else 1, "dim")
     chosen = [axes] if isinstance(axes, int) else axes or range(rank)
-    over = {axis % rank for axis in chosen}
+    over = {axis % rank for axis in chosen if rank}  # a number may be summed over its axis 0
     first = call.out[0] if isinstance(call.out, list | tuple) else call.out
     kept = [axis for axis in range(rank) if axis not in over]
     place = {axis: axis if first.dim() == rank else i for i, axis in enumerate(kept)}
@@ -212,7 +212,7 @@ def group_norm(call: Call) -> Any:
 
 def prelu(call: Call) -> Any:
     """A slope for each channel of axis 1, or one for all, which stays."""
-    if call.args[1].shape != (1,):
+    if call.args[1].shape not in ((1,), ()):
         _vectors(call, 1, [call.args[1]])
     return dict(call.input.lines)
 

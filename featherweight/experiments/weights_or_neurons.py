@@ -56,9 +56,9 @@ images of Fashion-MNIST; the test set was looked at once per network.
 
 Why 95 % fewer weights need not be any faster: a multiplication by zero takes as long as any other, so zeros change nothing,
 in either runtime. Skipping them costs an index beside each weight, inputs fetched from scattered places, and most of what the
-vector units give. At batch 1 our sparse layers never make up for that: they are behind even at 98 %, where a few microseconds
-of fixed cost per call are what is left. At batch 64 an index fetched serves 64 samples, and the linear layers get ahead
-between 80 and 90 %; the convolutions never do, since their patches must be copied out however few weights there are. A
+vector units give. At batch 1 our sparse layers never make up for that: they are behind even at 98 %, where little but the
+fixed cost of a call is left, and theirs is higher. At batch 64 an index fetched serves 64 samples, and the linear layers get
+ahead between 80 and 90 %; the convolutions never do, since their patches must be copied out however few weights there are. A
 smaller network skips nothing and is faster at once, up to its own fixed costs. But not by its share: at half the parameters
 the conv net has 11, 22 and 45 channels, which fill the vectors badly, and is no faster in ONNX Runtime.
 

@@ -21,6 +21,8 @@ from zoo import Entry, entries
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results.json", HERE / "README.md"
 SIDES = {"ours": "featherweight", "theirs": "Torch-Pruning"}
+QUICK = "ours-quick"
+"""Ours, asked everything but the file and ONNX: of networks for which there is no full record."""
 SETS = {"timm": "timm families", "torchvision": "torchvision classification"}
 FACTS = (
     "verdict failed killed stage seconds gone difference independent_difference independent_error mask_changes equal_in "
@@ -34,9 +36,9 @@ Record = dict[str, Any]
 def merge() -> dict[str, Any]:
     """results.json's content, with the records of the folder put in."""
     old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    merged: dict[str, Any] = {side: old.get(side, {}) for side in SIDES}
+    merged: dict[str, Any] = {side: old.get(side, {}) for side in (*SIDES, QUICK)}
     versions: dict[str, set[str]] = {name: set(values) for name, values in old.get("versions", {}).items()}
-    for side in SIDES:
+    for side in merged:
         for path in sorted((HERE / "results" / side).glob("*.json")):
             record = json.loads(_without_folders(path.read_text(encoding="utf-8")))
             if verdict_of(record) == "unfinished":
@@ -45,6 +47,7 @@ def merge() -> dict[str, Any]:
             for name, version in {**record["versions"], "cores": str(record["cores"])}.items():
                 versions.setdefault(name, set()).add(version)
         merged[side] = dict(sorted(merged[side].items()))
+    merged[QUICK] = {name: record for name, record in merged[QUICK].items() if name not in merged["ours"]}
     return {"versions": {name: sorted(values) for name, values in sorted(versions.items())}, "threads": 1, **merged}
 
 
@@ -58,6 +61,9 @@ def page(results: dict[str, Any]) -> str:
     parts = [_INTRODUCTION, _counts(results), _independent(results["ours"]), "## Seconds\n", _seconds(results), _DEFINITIONS]
     for side, title in SIDES.items():
         parts += [f"## Where {title} stops\n", _failures(results[side])]
+    quick = [name for name, record in results.get(QUICK, {}).items() if _is_ok(record)]
+    if quick:
+        parts += ["## Right so far, file and ONNX not asked\n", ", ".join(f"`{name}`" for name in quick) + ".\n"]
     versions = ", ".join(f"{name} {' and '.join(values)}" for name, values in results["versions"].items())
     parts += ["## Every network\n", _table(results), f"One thread; {versions}."]
     return "\n".join(parts) + "\n"
@@ -99,8 +105,10 @@ def _counts(results: dict[str, Any]) -> str:
     lines = ["| networks | whose | measured | ok | not ok |", "| :-- | :-- | --: | --: | :-- |"]
     for source, title in SETS.items():
         total = len(entries(source))
-        for side, whose in SIDES.items():
-            verdicts = Counter(r["verdict"] for name, r in results[side].items() if name.startswith(f"{source}/"))
+        for side, whose in {**SIDES, QUICK: "featherweight, file and ONNX not asked"}.items():
+            verdicts = Counter(r["verdict"] for name, r in results.get(side, {}).items() if name.startswith(f"{source}/"))
+            if side == QUICK and not verdicts:
+                continue
             wrong = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common() if verdict != "ok")
             lines.append(f"| {title} | {whose} | {verdicts.total()} of {total} | **{verdicts['ok']}** | {wrong or '–'} |")
     return "\n".join(lines) + "\n"

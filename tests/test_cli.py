@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -283,7 +284,10 @@ def test_real_signals(folder: Path) -> None:
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "featherweight.cli", *request, "--out", "killed.fw", *arguments]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True)
+        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+        # A suite that runs in the background ignores Ctrl-C, and its children would inherit that.
+        listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, env=environment, preexec_fn=listen, **pipes)
 
     process = start()
     wait_for_change(checkpoint, 0.0, process)

@@ -166,7 +166,7 @@ def _grouped(call: Call, x: Labelled, weight: Labelled, groups: int) -> torch.Te
     else:
         _lock_all(call, ins, inner)
     if outs is not None:
-        call.labels.tie(outs.view(groups, -1), outs.view(groups, -1)[:1])
+        call.labels.tie_groups(outs, groups)
     return outs
 
 
@@ -198,7 +198,7 @@ def conv_transpose(call: Call) -> Any:
         else:
             outs = None if outs is None else outs.repeat(groups)
             if ins is not None:
-                call.labels.tie(ins.view(groups, -1), ins.view(groups, -1)[:1])
+                call.labels.tie_groups(ins, groups)
     return _channels(call, outs, bias)
 
 

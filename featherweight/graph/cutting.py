@@ -68,9 +68,9 @@ def mask(anatomy: Anatomy, removed: _Removed) -> nn.Module:
         return duplicate(anatomy.model)
     _, inside = _resize(anatomy, _labels_removed(anatomy, removed))
     masked = duplicate(anatomy.model)
-    for (name, axis), indices in removed.items():
-        values = tensor_at(masked, name, axis, indices).data
-        values.index_fill_(axis, torch.tensor(indices, device=values.device), 0)
+    zeroed = _zeroed(anatomy.tensors, removed)
+    for name in {name for name, _ in removed}:
+        tensor_called(masked, name).data = zeroed[name]
     if not inside:
         return masked
     return like(masked, MaskedModule(anatomy.program, tensors_of(masked, anatomy.program), inside))
@@ -88,9 +88,7 @@ def cut(anatomy: Anatomy, removed: _Removed, model: nn.Module) -> nn.Module:
     _check(MaskedModule(anatomy.program, _zeroed(tensors, removed), inside), twin)
     result: nn.Module = twin
     if not isinstance(model, ProgramModule):
-        result = resized(
-            anatomy.model, twin, {name: _take(tensor_called(anatomy.model, name).data, name, kept) for name, _ in kept}
-        )
+        result = resized(anatomy.model, twin, {name: taken[name] for name, _ in kept})
     _constrain_like(result, model, kept)
     return result
 
@@ -134,7 +132,6 @@ def _labels_removed(anatomy: Anatomy, removed: _Removed) -> torch.Tensor:
         for key, indices in group.members.items():
             may_go.setdefault(key, set()).update(indices.flatten().tolist())
     for (name, axis), planned in removed.items():
-        tensor_at(anatomy.model, name, axis, planned)
         stuck = sorted(set(planned) - may_go.get((name, axis), set()))
         if stuck:
             reason = coupling.locked.get((name, axis), "it belongs to no channel that may go")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from featherweight.graph.ops import row_of
 from featherweight.graph.program import Program, refs_in
 
 __all__ = ["find_heads"]
 
 _ATTENTION = frozenset({"scaled_dot_product_attention", "matmul", "einsum"})
 _SPLITS = frozenset({"view", "reshape", "unflatten.int", "reshape_as", "view_as"})
-_MIXES = frozenset("linear matmul bmm addmm einsum scaled_dot_product_attention conv1d conv2d conv3d conv2d.padding".split())
 
 
 def find_heads(program: Program, shapes: Sequence[Any]) -> dict[int, int]:
@@ -45,8 +45,8 @@ def _walk(program: Program, start: int, heads: int, found: dict[int, int]) -> No
             continue
         seen.add(index)
         node = program.nodes[index - program.first_node]
-        if node.op in _MIXES:
-            continue
+        if row_of(node.op).macs is not None:
+            continue  # it multiplies and adds: a layer
         if node.op in _SPLITS:
             found.setdefault(index - program.first_node, heads)
         todo += [ref.index for ref in refs_in(node.args)]

@@ -72,6 +72,11 @@ class Labels:
             a, b = torch.broadcast_tensors(a, b)
             self._ties.append((a.reshape(-1), b.reshape(-1)))
 
+    def tie_groups(self, line: torch.Tensor, groups: int) -> None:
+        """Ties the groups that an axis consists of, one after the other, so that each loses the same positions."""
+        by_group = line.view(groups, -1)
+        self.tie(by_group, by_group[:1])
+
     def lock(self, labels: torch.Tensor, reason: str) -> None:
         """Marks channels as not removable; the first reason is kept."""
         self._locks.append((labels.reshape(-1), reason))

@@ -65,10 +65,9 @@ def _place(call: Call, moved: torch.Tensor, lines: Lines) -> None:
             varying.append(axis)
     if not varying:
         return call.labels.lock(labels, f"{call.where} leaves it alone on its axis")
-    keep = max(sorted(varying, key=lambda axis: moved.shape[axis])[-2:])
-    if call.heads is not None:
-        heads, last = call.heads, keep
-        keep = min(varying, key=lambda axis: (_unlikeness(moved.shape[axis], heads, last=axis == last), -axis))
+    features = max(sorted(varying, key=lambda axis: moved.shape[axis])[-2:])
+    heads = _axis_of_heads(call, moved.shape, [axis for axis in varying if axis != features])
+    keep = features if heads is None else heads
     for axis in varying:
         if axis != keep:
             call.labels.tie(labels, labels.narrow(axis, 0, 1))
@@ -78,15 +77,21 @@ def _place(call: Call, moved: torch.Tensor, lines: Lines) -> None:
         stays, line = (line, lines[keep]) if call.labels.are_copies(line) else (lines[keep], line)
         call.labels.lock(stays, f"{call.where} merges it with another channel axis")
     lines[keep] = line
-    if keep != varying[-1]:
+    if heads is not None:
         call.labels.mark_heads(lines[keep])
     return None
 
 
-def _unlikeness(size: int, heads: int, *, last: bool) -> int:
-    """How far an axis is from being that of the heads: as many, batch · heads, or fewer that keys and values share."""
-    likeness = [size == heads, size % heads == 0, heads % size == 0]
-    return 3 if last or not any(likeness) else likeness.index(True)
+def _axis_of_heads(call: Call, shape: Sequence[int], axes: Sequence[int]) -> int | None:
+    """The axis of the heads, where they are to go whole: of as many, of batch · heads, or of fewer that keys share."""
+    heads = call.heads
+    if heads is None:
+        return None
+    exact = [axis for axis in axes if shape[axis] == heads]
+    with_batch = [axis for axis in axes if shape[axis] % heads == 0]
+    shared = [axis for axis in axes if heads % shape[axis] == 0]
+    alike = exact or with_batch or shared
+    return alike[-1] if alike else None
 
 
 def reshape(call: Call) -> Any:
@@ -249,8 +254,7 @@ def shuffle(call: Call) -> Any:
     """channel_shuffle(x, groups): every group loses the same positions."""
     line = call.input.lines.get(1)
     if line is not None:
-        by_group = line.view(int(call.args[1]), -1)
-        call.labels.tie(by_group, by_group[:1])
+        call.labels.tie_groups(line, int(call.args[1]))
     return move(call)
 
 

@@ -73,6 +73,10 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
+    def everywhere(self, lines: Lines) -> Any:
+        """These lines for the result, or for each of several."""
+        return [lines for _ in self.out] if isinstance(self.out, list | tuple) else lines
+
     def lock(self, value: Any, why: str, axes: Iterable[int] | None = None) -> None:
         """Locks the channels along `axes` of a value, all by default."""
         if isinstance(value, Labelled):
@@ -129,8 +133,7 @@ def pointwise(call: Call) -> Any:
 
 def same(call: Call) -> Any:
     """The channels of the first argument: elementwise functions, softmax, …"""
-    lines = dict(call.input.lines)
-    return [lines for _ in call.out] if isinstance(call.out, list | tuple) else lines
+    return call.everywhere(dict(call.input.lines))
 
 
 def filled(call: Call) -> Any:
@@ -151,8 +154,7 @@ def count_along(call: Call) -> Any:
 def positions(call: Call) -> Any:
     """Pooling, resizing, patches: run over positions, so channels along those axes stay; the others pass."""
     count = int(next(c for c in call.node.op if c.isdigit()))
-    lines = call.drop(call.input, "runs over it", range(-count, 0))
-    return [lines for _ in call.out] if isinstance(call.out, list | tuple) else lines
+    return call.everywhere(call.drop(call.input, "runs over it", range(-count, 0)))
 
 
 def last_two(call: Call) -> Any:
@@ -173,7 +175,7 @@ def reduce(call: Call) -> Any:
     lines = {place[axis]: line for axis, line in call.input.lines.items() if axis in place}
     if call.node.op in ("max.dim", "min.dim", "argmax", "argmin"):
         call.lock(call.input, "counts along it", over)
-    return [lines for _ in call.out] if isinstance(call.out, list | tuple) else lines
+    return call.everywhere(lines)
 
 
 def batch_norm(call: Call) -> Any:
@@ -205,7 +207,7 @@ def group_norm(call: Call) -> Any:
     groups = int(call.args[1])
     line = call.input.lines.get(1)
     if line is not None and groups < call.input.shape[1]:
-        call.labels.tie(line.view(groups, -1), line.view(groups, -1)[:1])
+        call.labels.tie_groups(line, groups)
     _vectors(call, 1, [call.argument(2, "weight"), call.argument(3, "bias")])
     return dict(call.input.lines)
 
@@ -237,7 +239,7 @@ def _stuck(label: torch.Tensor, out: Any) -> Lines:
 
 def constant(call: Call) -> Any:
     """Made from numbers (arange, …): a fixed size."""
-    return [{} for _ in call.out] if isinstance(call.out, list | tuple) else {}
+    return call.everywhere({})
 
 
 def tensors_in(values: Iterable[Any]) -> list[Labelled]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from featherweight.errors import RequestError, UnsupportedOpError
 from featherweight.graph.capture import capture, tensors_of
-from featherweight.graph.groups import Coupling, trace
+from featherweight.graph.groups import Coupling, Unit, trace
 from featherweight.graph.labels import FIXED, Labelled, Labels, kept_along
 from featherweight.pruning.neurons import plan_neurons
 from tests.graph.conv_net import ConvNet
@@ -168,3 +168,23 @@ def test_what_is_kept_is_a_box() -> None:
     goes = torch.zeros(8, dtype=torch.bool)
     goes[[2, 6]] = True
     assert [k.tolist() for k in kept_along(value, goes)] == [[True] * 2, [True, False, True], [True, False, True, False]]
+
+
+class LastOfThree(nn.Module):
+    """Query, key and value along the last axis of (heads, features, three)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 4 * 5 * 3), nn.Linear(20, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (4, 5, 3)).transpose(1, 2).unbind(-1)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("unit", "size"), [("neuron", 5), ("head", 4)])
+def test_a_unit_is_what_was_asked_for(unit: Unit, size: int) -> None:
+    model, x = LastOfThree(), torch.zeros(2, 6, 8)
+    program = capture(model, x)
+    (group,) = trace(program, tensors_of(model, program), unit=unit).groups
+    assert (group.unit, group.size) == (unit, size)

@@ -24,7 +24,7 @@ from featherweight.graph.program import Node, Program, ProgramModule, Ref, owner
 from featherweight.graph.shapes import infer_shapes
 from featherweight.graph.sizes import Resize
 
-__all__ = ["Anatomy", "cut", "mask", "study", "tensor_at"]
+__all__ = ["Anatomy", "constrain_like", "cut", "mask", "study", "tensor_at"]
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def cut(anatomy: Anatomy, removed: _Removed, model: nn.Module) -> nn.Module:
     result: nn.Module = twin
     if not isinstance(model, ProgramModule):
         result = resized(anatomy.model, twin, {name: taken[name] for name, _ in kept})
-    _constrain_like(result, model, kept)
+    constrain_like(result, model, kept)
     return result
 
 
@@ -178,8 +178,14 @@ def _read(node: Node, kept: Sequence[Any]) -> dict[int, Any]:
     return {ref.index: kept[ref.index] for ref in refs_in((node.args, node.kwargs)) if kept[ref.index] is not None}
 
 
-def _constrain_like(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, torch.Tensor]) -> None:
-    """Puts the model's constraints, sliced, on the smaller network, in place."""
+def constrain_like(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, torch.Tensor]) -> None:
+    """Puts the model's constraints, sliced, on the smaller network, in place.
+
+    Args:
+        smaller: a network with some of the model's parameters, under their names; it is changed.
+        model: the network before.
+        kept: for each axis that shrank the indices that stay.
+    """
     parameters = dict(smaller.named_parameters(remove_duplicate=False))
     for name, chain in constrained(model).items():
         if name not in parameters:

@@ -66,7 +66,7 @@ _WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 def _read_graph(graph: fx.GraphModule, numbers: dict[str, Value], nodes: list[Node], first: int) -> list[Value]:
     """Appends a graph's operations to `nodes`, and returns its outputs. Its placeholders are in `numbers` already.
 
-    A part that is wrapped (in an autocast that is off, or in no_grad) is read in place.
+    A part that is wrapped (in an autocast that is off, or in no_grad) is read in place; what no_grad gives is detached.
     """
     for fx_node in graph.graph.nodes:
         name = getattr(fx_node.target, "__name__", "")
@@ -77,7 +77,10 @@ def _read_graph(graph: fx.GraphModule, numbers: dict[str, Value], nodes: list[No
             inner = getattr(graph, str(fx_node.args[part].target))
             placeholders = [node.name for node in inner.graph.nodes if node.op == "placeholder"]
             given = [_value(v, numbers) for v in fx_node.args[part + 1 :]]
-            numbers[fx_node.name] = tuple(_read_graph(inner, dict(zip(placeholders, given, strict=True)), nodes, first))
+            results = _read_graph(inner, dict(zip(placeholders, given, strict=True)), nodes, first)
+            if name == "wrap_with_set_grad_enabled" and not fx_node.args[0]:
+                results = [_detached(result, nodes, first, _origin(fx_node)) for result in results]
+            numbers[fx_node.name] = tuple(results)
         elif fx_node.op == "call_function" and fx_node.target is operator.getitem and _is_read(fx_node.args[0], numbers):
             numbers[fx_node.name] = numbers[fx_node.args[0].name][fx_node.args[1]]
         elif fx_node.op == "call_function" and not _is_guard(fx_node):
@@ -88,6 +91,14 @@ def _read_graph(graph: fx.GraphModule, numbers: dict[str, Value], nodes: list[No
         elif fx_node.op == "call_module":
             raise UnsupportedOpError(f"control flow on submodules ({fx_node.target}) is not supported, at {_origin(fx_node)}")
     return []
+
+
+def _detached(result: Value, nodes: list[Node], first: int, origin: str) -> Value:
+    """Appends what keeps gradients from a result computed under no_grad."""
+    if not isinstance(result, Ref):
+        return result
+    nodes.append(Node("detach", (result,), {}, origin))
+    return Ref(first + len(nodes) - 1)
 
 
 def _is_read(value: Any, numbers: Mapping[str, Value]) -> bool:

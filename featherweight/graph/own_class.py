@@ -55,11 +55,10 @@ def _refresh_sizes(model: nn.Module, program: Program) -> None:
     groups = {program.tensor_name(n.args[1]): n.args[6] for n in program.nodes if n.op.startswith("conv") and len(n.args) > 6}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        weight = getattr(module, "weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight", None)
-        if isinstance(weight, torch.Tensor):
-            for kinds, refresh in _REFRESH.items():
-                if isinstance(module, kinds):
-                    refresh(module, weight, groups.get(f"{prefix}weight", getattr(module, "groups", 1)))
+        for kinds, (leaf, refresh) in _REFRESH.items():
+            weight = getattr(module, leaf, None)
+            if isinstance(module, kinds) and isinstance(weight, torch.Tensor):
+                refresh(module, weight, groups.get(f"{prefix}{leaf}", getattr(module, "groups", 1)))
 
 
 def _refresh_conv(module: Any, weight: torch.Tensor, groups: int) -> None:
@@ -99,16 +98,21 @@ def _refresh_recurrent(module: Any, weight: torch.Tensor, _: int) -> None:
     module.flatten_parameters()
 
 
-# Torch's own layers keep sizes as attributes, and their `forward` or its checks read them.
-_REFRESH: dict[Any, Callable[[Any, torch.Tensor, int], None]] = {
-    nn.modules.conv._ConvNd: _refresh_conv,
-    nn.Linear: _refresh_linear,
-    nn.modules.batchnorm._NormBase: _refresh_norm,
-    (nn.LayerNorm, nn.RMSNorm): _refresh_layer_norm,
-    nn.GroupNorm: _refresh_group_norm,
-    nn.PReLU: _refresh_prelu,
-    nn.Embedding: _refresh_embedding,
-    nn.RNNBase: _refresh_recurrent,
+def _refresh_cell(module: Any, weight: torch.Tensor, _: int) -> None:
+    module.input_size, module.hidden_size = weight.shape[1], module.weight_hh.shape[1]
+
+
+# Torch's own layers keep sizes as attributes, and their `forward` or its checks read them; the weight that tells the sizes.
+_REFRESH: dict[Any, tuple[str, Callable[[Any, torch.Tensor, int], None]]] = {
+    nn.modules.conv._ConvNd: ("weight", _refresh_conv),
+    nn.Linear: ("weight", _refresh_linear),
+    nn.modules.batchnorm._NormBase: ("weight", _refresh_norm),
+    (nn.LayerNorm, nn.RMSNorm): ("weight", _refresh_layer_norm),
+    nn.GroupNorm: ("weight", _refresh_group_norm),
+    nn.PReLU: ("weight", _refresh_prelu),
+    nn.Embedding: ("weight", _refresh_embedding),
+    nn.RNNBase: ("weight_ih_l0", _refresh_recurrent),
+    nn.RNNCellBase: ("weight_ih", _refresh_cell),
 }
 
 

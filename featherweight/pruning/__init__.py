@@ -1,6 +1,7 @@
 """Pruning: weights that become zero and stay zero, and neurons that really go."""
 
 from featherweight.pruning.iterative import prune_neurons_iteratively, prune_weights_iteratively
+from featherweight.pruning.layers import LayerPlan, plan_layers, prune_layers
 from featherweight.pruning.lottery import find_ticket
 from featherweight.pruning.neurons import plan_neurons, prune_neurons
 from featherweight.pruning.reconstruction import prune_reconstructing, reconstruct_weights
@@ -8,10 +9,10 @@ from featherweight.pruning.regrowth import Regrowth
 from featherweight.pruning.regularization import BatchNormL1, GroupLasso
 from featherweight.pruning.semi_structured import to_semi_structured
 from featherweight.pruning.sensitivity import Sensitivity, scan_sensitivity
-from featherweight.pruning.statistics import Evidence
 from featherweight.pruning.supermask import EdgePopup, LearnedMask, set_signed_constants, train_supermask
 from featherweight.pruning.trajectory import Movement, PathIntegral
 from featherweight.pruning.weights import GradualPruning, Mask, apply_masks, plan_weights, prune_weights
+from featherweight.training.statistics import Evidence
 
 __all__ = [
     "BatchNormL1",
@@ -19,6 +20,7 @@ __all__ = [
     "Evidence",
     "GradualPruning",
     "GroupLasso",
+    "LayerPlan",
     "LearnedMask",
     "Mask",
     "Movement",
@@ -27,8 +29,10 @@ __all__ = [
     "Sensitivity",
     "apply_masks",
     "find_ticket",
+    "plan_layers",
     "plan_neurons",
     "plan_weights",
+    "prune_layers",
     "prune_neurons",
     "prune_neurons_iteratively",
     "prune_reconstructing",

@@ -14,7 +14,7 @@ from featherweight.graph.groups import Group
 from featherweight.graph.labels import Labelled
 from featherweight.graph.ops import row_of
 from featherweight.graph.program import Node, Program, ProgramModule, refs_in, resolve_op
-from featherweight.pruning.statistics import Evidence, batches_of
+from featherweight.training.statistics import Evidence, batches_of
 
 __all__ = ["channel_activity"]
 

@@ -25,7 +25,7 @@ from featherweight.pruning.channels import (
     slice_means,
     slice_sums,
 )
-from featherweight.pruning.statistics import Evidence, batches_of, mean_gradients, sample_gradients
+from featherweight.training.statistics import Evidence, batches_of, mean_gradients, sample_gradients
 
 __all__ = [
     "NEURON_CRITERIA",

@@ -22,9 +22,9 @@ from featherweight.graph.program import Program, ProgramModule
 from featherweight.graph.surgery import Plan, PlannedGroup
 from featherweight.pruning.allocation import Allocation, choose
 from featherweight.pruning.neuron_criteria import NEURON_CRITERIA, NeuronCriterion, neuron_weight_scores
-from featherweight.pruning.statistics import Evidence
 from featherweight.training.loaders import Batch
 from featherweight.training.loop import Loss
+from featherweight.training.statistics import Evidence
 
 __all__ = ["NeuronOptions", "make_plan", "plan_neurons", "prune_neurons", "select_groups"]
 

@@ -12,11 +12,11 @@ from featherweight.graph.constraint import constraints_of, duplicate
 from featherweight.graph.program import owner_of
 from featherweight.graph.selection import select_weights
 from featherweight.pruning.granularity import pattern_of
-from featherweight.pruning.inputs import input_hessians
-from featherweight.pruning.statistics import Evidence
 from featherweight.pruning.surgeon import METHODS, refit_rows
 from featherweight.pruning.weights import Mask, check_patterns, removed_by_masks, set_masks
+from featherweight.training.inputs import input_hessians
 from featherweight.training.loaders import Batch
+from featherweight.training.statistics import Evidence
 
 __all__ = ["prune_reconstructing", "reconstruct_weights"]
 

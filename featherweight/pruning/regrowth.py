@@ -15,10 +15,10 @@ from featherweight.errors import RequestError, check, look_up
 from featherweight.graph.constraint import constrained
 from featherweight.graph.program import owner_of
 from featherweight.pruning.ranking import keep_highest
-from featherweight.pruning.statistics import Evidence, batches_of, mean_gradients
 from featherweight.pruning.weights import Mask
 from featherweight.training.loaders import Batch
 from featherweight.training.loop import Loss
+from featherweight.training.statistics import Evidence, batches_of, mean_gradients
 
 __all__ = ["GROWTHS", "Growth", "Regrowth", "grow_at_random", "grow_by_gradient"]
 

@@ -19,9 +19,9 @@ from featherweight.graph.groups import Axis
 from featherweight.graph.program import tensor_called
 from featherweight.pruning.channels import batch_norm_scales, matrices_of, slice_sums
 from featherweight.pruning.neurons import select_groups
-from featherweight.pruning.statistics import Evidence, batches_of
 from featherweight.training.loaders import Loader
 from featherweight.training.loop import Tuning, learning_rate_at
+from featherweight.training.statistics import Evidence, batches_of
 
 __all__ = ["BatchNormL1", "GroupLasso"]
 

@@ -15,12 +15,12 @@ from featherweight.errors import RequestError, check
 from featherweight.graph.constraint import fold
 from featherweight.graph.program import tensor_called
 from featherweight.graph.selection import select_weights
-from featherweight.pruning.statistics import Evidence
 from featherweight.pruning.trajectory import Trajectory
 from featherweight.pruning.weight_criteria import score_weights
 from featherweight.pruning.weights import Criterion, plan_weights
 from featherweight.training.loaders import Batch, Loader
 from featherweight.training.loop import Loss, evaluate
+from featherweight.training.statistics import Evidence
 
 __all__ = ["Judge", "Sensitivity", "scan_sensitivity"]
 

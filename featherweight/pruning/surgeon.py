@@ -1,8 +1,8 @@
 """The optimal brain surgeon on one layer: what to remove so that its outputs change least, and how the rest makes up for it.
 
 A layer's rows are (groups, rows, columns); the outputs of a row change by (v - w)ᵀ H (v - w) in square when its weights w
-become v, with H = XᵀX of the inputs of its group (`inputs.input_hessians`), the same for all its rows. H must be positive
-definite.
+become v, with H = XᵀX of the inputs of its group (`training.inputs.input_hessians`), the same for all its rows. H must be
+positive definite.
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ from dataclasses import replace
 import torch
 
 from featherweight.errors import RequestError, look_up
-from featherweight.pruning.inputs import input_moments
-from featherweight.pruning.statistics import (
+from featherweight.pruning.trajectory import TRAJECTORIES
+from featherweight.training.inputs import input_moments
+from featherweight.training.statistics import (
     Evidence,
     hessian_diagonals,
     mean_gradients,
     output_sensitivities,
     squared_gradients,
 )
-from featherweight.pruning.trajectory import TRAJECTORIES
 
 __all__ = [
     "WEIGHT_CRITERIA",

@@ -17,11 +17,11 @@ from featherweight.graph.constraint import Constraint, constrain, constrained, c
 from featherweight.graph.selection import select_weights
 from featherweight.pruning.allocation import Allocation, choose
 from featherweight.pruning.schedule import SCHEDULES
-from featherweight.pruning.statistics import Evidence
 from featherweight.pruning.trajectory import Trajectory
 from featherweight.pruning.weight_criteria import WeightCriterion, score_weights
 from featherweight.training.loaders import Batch
 from featherweight.training.loop import Loss
+from featherweight.training.statistics import Evidence
 
 __all__ = [
     "ChoiceOptions",

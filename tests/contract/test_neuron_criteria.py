@@ -10,7 +10,7 @@ from featherweight.graph.cutting import Anatomy, study
 from featherweight.graph.groups import Group
 from featherweight.pruning import plan_neurons
 from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
-from featherweight.pruning.statistics import Evidence
+from featherweight.training.statistics import Evidence
 from tests.pruning.neuron_nets import DATA, EXAMPLE, captured_chain, permuted
 
 EVERY = pytest.mark.parametrize("name", sorted(NEURON_CRITERIA))

@@ -231,6 +231,27 @@ def test_what_a_module_remembers_of_a_parameter_is_computed_from_it() -> None:
     assert not model[1].training
 
 
+class PartlyFrozen(nn.Module):
+    """A backbone that forward() freezes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self.backbone(x).relu()
+        return self.head(x)
+
+
+def test_what_no_grad_freezes_stays_frozen() -> None:
+    model, x = PartlyFrozen(), torch.randn(2, 4)
+    twin = to_module(model, x)
+    assert torch.equal(twin(x), model(x))
+    twin(x).sum().backward()
+    assert {name for name, p in twin.named_parameters() if p.grad is not None} == {"head.weight", "head.bias"}
+
+
 class Raising(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such luck")

@@ -136,3 +136,24 @@ def test_writing_to_a_part_of_the_input_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="changes 'x'"):
         capture(Writes(4, 2), torch.zeros(2, 4))
+
+
+class Stepping(nn.Module):
+    """Three steps of a recurrent cell by hand; the first state is the input's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.cell, self.out = nn.Linear(4, 6), nn.GRUCell(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.start(x[:, :4])
+        for _ in range(3):
+            state = self.cell(x[:, 4:], state)
+        return self.out(state)
+
+
+def test_a_cell_knows_its_new_size() -> None:
+    model = Stepping()
+    smaller = plan_neurons(model, torch.zeros(2, 9), sparsity=0.5).apply(model)
+    assert isinstance(smaller, Stepping)
+    assert (smaller.cell.input_size, smaller.cell.hidden_size, smaller.start.out_features) == (5, 3, 3)

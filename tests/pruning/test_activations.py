@@ -8,7 +8,7 @@ from torch import nn
 
 from featherweight.graph.cutting import study
 from featherweight.pruning.activations import channel_activity
-from featherweight.pruning.statistics import Evidence
+from featherweight.training.statistics import Evidence
 from tests.pruning.neuron_nets import DATA, EXAMPLE, captured_chain, chain
 
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2))

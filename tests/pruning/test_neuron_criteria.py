@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from featherweight.graph.capture import to_module
 from featherweight.graph.cutting import study
 from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
-from featherweight.pruning.statistics import Evidence
+from featherweight.training.statistics import Evidence
 from tests.graph.nets import Residual
 from tests.pruning.neuron_nets import DATA, EXAMPLE, captured_chain
 

@@ -17,7 +17,7 @@ from featherweight.graph.groups import Group, trace
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import plan_neurons, prune_neurons
 from featherweight.pruning.neurons import make_plan, select_groups
-from featherweight.pruning.statistics import Evidence
+from featherweight.training.statistics import Evidence
 from tests.graph.conv_net import ConvNet
 from tests.graph.nets import Residual
 from tests.pruning.neuron_nets import DATA, captured_chain

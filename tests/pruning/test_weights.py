@@ -13,8 +13,8 @@ from torch import nn
 from featherweight.errors import RequestError
 from featherweight.graph.constraint import constrained, fold
 from featherweight.pruning import GradualPruning, Mask, apply_masks, plan_weights, prune_weights
-from featherweight.pruning.statistics import Evidence
 from featherweight.pruning.weights import set_masks
+from featherweight.training.statistics import Evidence
 
 COUNTS = {"0.weight": 7 * 11, "2.weight": 11 * 5}
 

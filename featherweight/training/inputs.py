@@ -19,7 +19,7 @@ from featherweight.errors import RequestError
 from featherweight.graph.capture import to_module
 from featherweight.graph.constraint import fold
 from featherweight.graph.program import tensor_called
-from featherweight.pruning.statistics import Evidence, batches_of
+from featherweight.training.statistics import Evidence, batches_of
 
 __all__ = ["input_hessians", "input_moments"]
 

@@ -11,9 +11,10 @@ from torch.func import functional_call
 
 from featherweight.errors import RequestError
 from featherweight.graph.constraint import fold
-from featherweight.pruning import Evidence, prune_weights
-from featherweight.pruning import inputs as under_test
-from featherweight.pruning.inputs import input_hessians, input_moments
+from featherweight.pruning import prune_weights
+from featherweight.training import inputs as under_test
+from featherweight.training.inputs import input_hessians, input_moments
+from featherweight.training.statistics import Evidence
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 4, bias=False), (5, 6)),

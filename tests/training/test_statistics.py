@@ -12,9 +12,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from featherweight.errors import DataError, RequestError
 from featherweight.graph.constraint import fold
-from featherweight.pruning import Evidence, prune_weights
-from featherweight.pruning import statistics as under_test
-from featherweight.pruning.statistics import (
+from featherweight.pruning import prune_weights
+from featherweight.training import TensorLoader
+from featherweight.training import statistics as under_test
+from featherweight.training.statistics import (
+    Evidence,
     batches_of,
     hessian_diagonals,
     mean_gradients,
@@ -22,7 +24,6 @@ from featherweight.pruning.statistics import (
     sample_gradients,
     squared_gradients,
 )
-from featherweight.training import TensorLoader
 
 INPUTS = torch.randn(11, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TARGETS = torch.arange(11) % 3

@@ -1,0 +1,160 @@
+"""Residual branches: parts of a network without which it still runs, since what they add to is there without them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featherweight.graph.ops import row_of
+from featherweight.graph.program import Node, Program, Ref, map_refs, refs_in
+
+__all__ = ["Residual", "find_residuals", "without_branches"]
+
+_SUMS = frozenset({"add.Tensor", "add_.Tensor"})
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A sum `skip + branch`, of which the branch may go.
+
+    Attributes:
+        name: of its last layer ("layer1.0.conv2"); a branch around another one that ends with the same layer is "…#2".
+        total: the value of the sum, by its number in the program.
+        skip: what is left of it without the branch.
+        branch: the value that is added.
+        tensors: the names of the tensors that only the branch reads.
+    """
+
+    name: str
+    total: int
+    skip: Ref
+    branch: Ref
+    tensors: tuple[str, ...]
+
+
+def find_residuals(program: Program, shapes: Sequence[Any]) -> tuple[Residual, ...]:
+    """The residual branches of a network, in the order they run (He et al., CVPR 2016, eq. 1: y = F(x) + x).
+
+    A branch is one of two summands of equal shape, together with all that is computed for it alone, weights too. Where both
+    summands have weights of their own (a projection beside the block), the one with more layers is the branch; of equals, the
+    later one.
+
+    Args:
+        program: the network.
+        shapes: of each value, as `infer_shapes` gives them.
+
+    Returns:
+        The branches. They may be nested: of a sum inside a branch both are listed.
+
+    Example:
+        >>> import torch
+        >>> from featherweight.graph.capture import capture, tensors_of
+        >>> from featherweight.graph.shapes import infer_shapes
+        >>> net = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> program = capture(net, torch.zeros(1, 3, 8))
+        >>> [found.name for found in find_residuals(program, infer_shapes(program, tensors_of(net, program)))]
+        ['self_attn.out_proj', 'linear2']
+    """
+    behind = _all_behind(program)
+    readers = _readers(program)
+    found: list[Residual] = []
+    for position, node in enumerate(program.nodes):
+        total = program.first_node + position
+        if node.op not in _SUMS:
+            continue
+        operands = [v for v in node.args[:2] if isinstance(v, Ref) and shapes[v.index].shape == shapes[total].shape]
+        if len(operands) < 2:
+            continue
+        sides = [_branch(program, behind, readers, total, operands[1 - i], operands[i]) for i in (0, 1)]
+        best = max((side for side in sides if side), key=lambda side: side[0], default=None)
+        if best:
+            same = sum(other.name.partition("#")[0] == best[1].name for other in found)
+            found.append(replace(best[1], name=f"{best[1].name}#{same + 1}") if same else best[1])
+    return tuple(found)
+
+
+def without_branches(program: Program, residuals: Collection[Residual]) -> Program:
+    """The program in which these sums are what is left without their branches; what nothing reads any more is gone.
+
+    Args:
+        program: the network.
+        residuals: of this program.
+
+    Returns:
+        The smaller program.
+    """
+    skips = {residual.total: residual.skip.index for residual in residuals}
+
+    def without(ref: Ref) -> Ref:
+        index = ref.index
+        while index in skips:
+            index = skips[index]
+        return Ref(index)
+
+    nodes = [replace(n, args=map_refs(n.args, without), kwargs=map_refs(n.kwargs, without)) for n in program.nodes]
+    return _living(replace(program, nodes=tuple(nodes), output=map_refs(program.output, without)))
+
+
+def _branch(
+    program: Program, behind: Sequence[frozenset[int]], readers: Mapping[int, set[int]], total: int, skip: Ref, end: Ref
+) -> tuple[tuple[int, int], Residual] | None:
+    """The summand `end` as a branch beside `skip`, after its number of layers; None if it is none."""
+    alone = (behind[end.index] | {end.index}) - behind[skip.index] - {skip.index}
+    nodes = {index for index in alone if index >= program.first_node}
+    if end.index not in nodes or any(readers[index] - nodes - {total} for index in nodes):
+        return None
+    first = len(program.inputs)
+    tensors = sorted(index for index in alone if first <= index < program.first_node and readers[index] <= nodes)
+    names = tuple(program.tensors[index - first].name for index in tensors)
+    layers = sorted(index for index in nodes if row_of(program.nodes[index - program.first_node].op).macs is not None)
+    weights = [index for index in tensors if readers[index] & set(layers)]
+    if not weights:
+        return None
+    last = max(weights, key=lambda index: (max(readers[index]), -index))
+    name = program.tensors[last - first].name.rpartition(".")[0]
+    return (len(layers), end.index), Residual(name, total, skip, end, names)
+
+
+def _living(program: Program) -> Program:
+    """Without the operations and tensors that the output does not need; inputs stay."""
+    needed = {ref.index for ref in refs_in(program.output)}
+    for number in range(program.first_node + len(program.nodes) - 1, program.first_node - 1, -1):
+        if number in needed:
+            needed |= {ref.index for ref in _refs(program.nodes[number - program.first_node])}
+    inputs = len(program.inputs)
+    order = [*range(inputs), *sorted(index for index in needed if index >= inputs)]
+    new = {old: Ref(i) for i, old in enumerate(order)}
+
+    def renumber(value: Any) -> Any:
+        return map_refs(value, lambda ref: new[ref.index])
+
+    kept = [program.nodes[i - program.first_node] for i in order if i >= program.first_node]
+    nodes = tuple(replace(n, args=renumber(n.args), kwargs=renumber(n.kwargs)) for n in kept)
+    tensors = tuple(program.tensors[i - inputs] for i in order if inputs <= i < program.first_node)
+    constants = {spec.name: program.constants[spec.name] for spec in tensors if spec.name in program.constants}
+    return Program(program.inputs, tensors, nodes, renumber(program.output), constants)
+
+
+def _all_behind(program: Program) -> list[frozenset[int]]:
+    """For each value all those it is computed from."""
+    behind: list[frozenset[int]] = [frozenset()] * program.first_node
+    for node in program.nodes:
+        direct = {ref.index for ref in _refs(node)}
+        behind.append(frozenset(direct).union(*(behind[index] for index in direct)))
+    return behind
+
+
+def _readers(program: Program) -> dict[int, set[int]]:
+    """For each value the nodes that read it, by the numbers of their own values; the output counts as one past the last."""
+    readers: dict[int, set[int]] = {index: set() for index in range(program.first_node + len(program.nodes))}
+    for number, node in enumerate(program.nodes, start=program.first_node):
+        for ref in _refs(node):
+            readers[ref.index].add(number)
+    for ref in refs_in(program.output):
+        readers[ref.index].add(len(readers))
+    return readers
+
+
+def _refs(node: Node) -> list[Ref]:
+    return [*refs_in(node.args), *refs_in(node.kwargs)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featherweight import (
+        distillation,
         errors,
         exporting,
         graph,
@@ -36,6 +37,7 @@ __all__ = [
     "Budget",
     "Report",
     "compress",
+    "distillation",
     "errors",
     "exporting",
     "graph",

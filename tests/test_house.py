@@ -19,6 +19,7 @@ LEVELS = {
     "nets": 4,
     "pruning": 4,
     "quantization": 4,
+    "distillation": 5,
     "exporting": 5,
     "packaging": 5,
     "measuring": 6,

@@ -23,12 +23,13 @@ LEVELS = {
     "exporting": 5,
     "packaging": 5,
     "measuring": 6,
-    "search": 7,
-    "reporting": 8,
-    "facade": 9,
-    "experiments": 10,
-    "cli": 11,
-    "__main__": 12,
+    "factorization": 7,
+    "search": 8,
+    "reporting": 9,
+    "facade": 10,
+    "experiments": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 
 # Pickles run code when they are read; timm and torchvision would be large dependencies for little.

@@ -7,14 +7,17 @@ values shared. The optimizer, `state_dict` and autograd need to know nothing of 
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from featherweight.graph.program import owner_of
+from featherweight.graph.program import owner_of, tensor_called
 
-__all__ = ["Constraint", "constrain", "constrained", "constraints_of", "duplicate", "fold"]
+__all__ = ["Constraint", "constrain", "constrain_like", "constrained", "constraints_of", "duplicate", "fold"]
+
+_log = logging.getLogger(__name__)
 
 
 class Constraint(nn.Module):
@@ -84,6 +87,40 @@ def constrained(model: nn.Module) -> dict[str, list[Constraint]]:
                 name = f"{path}.{leaf}" if path else leaf
                 found[name] = constraints_of(model, name)
     return found
+
+
+def constrain_like(network: nn.Module, model: nn.Module, *, but: type[Constraint] | None = None) -> None:
+    """Puts a model's constraints on those of a network's tensors, of the same names, that meet them, in place.
+
+    Args:
+        network: with plain weights, which are changed only in that they are constrained.
+        model: where the constraints come from. Those that a tensor does not meet any more are left out; the log says so.
+        but: a kind of constraint to leave out.
+
+    Example:
+        >>> from featherweight.pruning import Mask
+        >>> layer = nn.Linear(2, 1)
+        >>> constrain(layer, "weight", Mask(torch.tensor([[True, False]])))
+        >>> halved = fold(layer)
+        >>> _ = halved.weight.data.mul_(0.5)
+        >>> constrain_like(halved, layer)
+        >>> constraints_of(halved, "weight")
+        [Mask()]
+    """
+    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    for name, chain in constrained(model).items():
+        for constraint in chain:
+            if name not in names or (but is not None and isinstance(constraint, but)):
+                continue
+            if isinstance(constraint, Constraint) and _meets(tensor_called(network, name), constraint):
+                constrain(network, name, copy.deepcopy(constraint))
+            else:
+                _log.warning("%s does not meet its %s any more, which goes", name, type(constraint).__name__)
+
+
+@torch.no_grad()
+def _meets(weight: torch.Tensor, constraint: Constraint) -> bool:
+    return torch.equal(constraint(constraint.right_inverse(weight)), weight)
 
 
 def duplicate(model: nn.Module) -> nn.Module:

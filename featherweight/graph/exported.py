@@ -23,11 +23,10 @@ from featherweight.graph.program import (
     Ref,
     TensorSpec,
     Value,
-    map_refs,
     refs_in,
     resolve_op,
-    unused,
 )
+from featherweight.graph.rewrite import without_unused
 
 __all__ = ["from_exported"]
 
@@ -53,7 +52,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> Program:
     flat = _read_graph(exported.graph_module, numbers, nodes, len(names))
     output = pytree.tree_unflatten(flat, exported.call_spec.out_spec)
     constants = {str(s.target): _stored(exported, s) for s in signature.input_specs if s.kind is InputKind.CONSTANT_TENSOR}
-    program = _without_unused(Program(tuple(inputs), tuple(tensors), tuple(nodes), _plain(output), constants))
+    program = without_unused(Program(tuple(inputs), tuple(tensors), tuple(nodes), _plain(output), constants))
     _refuse_changes(program)
     # What is contiguous here need not be so in another export, or on another device; where it is, `reshape` is `view`.
     return replace(program, nodes=tuple(replace(n, op="reshape") if n.op == "view" else n for n in program.nodes))
@@ -214,23 +213,6 @@ def _plain(value: Value) -> Value:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value] if isinstance(value, list) else tuple(_plain(v) for v in value)
     return value
-
-
-def _without_unused(program: Program) -> Program:
-    """Drops the tensors that nothing reads, and renumbers."""
-    dropped = set(unused(program))
-    first = len(program.inputs)
-    order = [i for i in range(program.first_node) if i < first or program.tensors[i - first].name not in dropped]
-    order += range(program.first_node, program.first_node + len(program.nodes))
-    new = {old: Ref(i) for i, old in enumerate(order)}
-
-    def renumber(value: Value) -> Value:
-        return map_refs(value, lambda ref: new[ref.index])
-
-    nodes = tuple(Node(n.op, renumber(n.args), renumber(n.kwargs), n.origin) for n in program.nodes)
-    tensors = tuple(t for t in program.tensors if t.name not in dropped)
-    constants = {name: tensor for name, tensor in program.constants.items() if name not in dropped}
-    return Program(program.inputs, tensors, nodes, renumber(program.output), constants)
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -31,6 +31,7 @@ __all__ = [
     "owner_of",
     "refs_in",
     "resolve_op",
+    "round_through",
     "run_node",
     "tensor_called",
     "unused",
@@ -262,9 +263,40 @@ class ProgramModule(nn.Module):
         return run_node(node, lambda ref: values[ref.index], self.training)
 
 
+class _RoundThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+def round_through(x: torch.Tensor) -> torch.Tensor:
+    """x rounded to integers, halves to even, with the gradient of x: straight-through (Bengio, Léonard and Courville 2013).
+
+    Args:
+        x: floats of any shape.
+
+    Returns:
+        Integers as floats, of x's shape.
+
+    Example:
+        >>> x = torch.tensor([0.4, 1.5], requires_grad=True)
+        >>> round_through(x).sum().backward()
+        >>> round_through(x).tolist(), x.grad.tolist()
+        ([0.0, 2.0], [1.0, 1.0])
+    """
+    rounded: torch.Tensor = _RoundThrough.apply(x)  # type: ignore[no-untyped-call]
+    return rounded
+
+
 def run_node(node: Node, value_of: Callable[[Ref], Any], training: bool) -> Any:
-    """Runs one operation on the values its arguments refer to."""
+    """Runs one operation on the values its arguments refer to. In training, `round` passes gradients straight through."""
     args = list(map_refs(node.args, value_of))
+    if node.op == "round" and training:
+        return round_through(args[0])
     flag = _TRAINING_ARGUMENT.get(node.op)
     if flag is not None and training:
         args[flag] = True

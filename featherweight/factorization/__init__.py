@@ -1,0 +1,7 @@
+"""Low rank and separable: layers as products of thin ones."""
+
+from featherweight.factorization.clock import factorize_within
+from featherweight.factorization.factorize import FactorPlan, factorize, plan_factors
+from featherweight.factorization.ranks import rank_by_energy, rank_by_vbmf
+
+__all__ = ["FactorPlan", "factorize", "factorize_within", "plan_factors", "rank_by_energy", "rank_by_vbmf"]

@@ -1,0 +1,213 @@
+"""A captured network's layers, and the network with others in their place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.factorization.layers import Layer, Pair, Thin
+from featherweight.graph.capture import Example, capture, on_device_of, tensors_of
+from featherweight.graph.constraint import duplicate, fold
+from featherweight.graph.cutting import constrain_like
+from featherweight.graph.own_class import difference, tolerance
+from featherweight.graph.program import Node, Program, ProgramModule, Ref, TensorSpec, owner_of
+from featherweight.graph.rewrite import expand, readers_of
+from featherweight.graph.selection import select_weights
+from featherweight.graph.shapes import infer_shapes
+from featherweight.training.inputs import input_hessians
+from featherweight.training.loaders import Batch
+from featherweight.training.statistics import Evidence
+
+__all__ = ["Network", "look", "replace_layers"]
+
+_log = logging.getLogger(__name__)
+
+_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+"""What a convolution leaves out: stride, padding, dilation, groups."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A captured network: the layers that may be factored, by weight name, their nodes' positions, and why others stay."""
+
+    program: Program
+    tensors: Mapping[str, torch.Tensor]
+    layers: Mapping[str, Layer]
+    positions: Mapping[str, int]
+    skipped: dict[str, str]
+
+
+def look(
+    model: nn.Module,
+    example: Example,
+    data: Iterable[Batch] | None,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> Network:
+    """Captures a network, and finds the layers that may be factored.
+
+    Args:
+        model: any module that `torch.export` captures; it is not changed.
+        example: a batch of inputs.
+        data: batches of (inputs, targets), whose moments the layers get, if any.
+        include: shell-style patterns of weight names; only these, if given.
+        exclude: patterns of names to leave alone.
+
+    Returns:
+        The network.
+
+    Raises:
+        RequestError: patterns that leave nothing.
+        CaptureError, UnsupportedOpError: as `capture` says.
+    """
+    program = capture(model, example)
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(fold(model), program).items()}
+    twin = ProgramModule(program, tensors)
+    chosen = set(select_weights(twin, include=include, exclude=exclude))
+    shapes, readers = infer_shapes(program, tensors, batch=1), readers_of(program)
+    layers: dict[str, Layer] = {}
+    positions: dict[str, int] = {}
+    skipped: dict[str, str] = {}
+    for position, node in enumerate(program.nodes):
+        name = program.tensor_name(node.args[1]) if len(node.args) > 1 else None
+        if name not in chosen or not (node.op == "linear" or node.op.startswith("conv")):
+            continue
+        shared = len(readers[node.args[1].index]) > 1
+        size = tuple(shapes[node.args[0].index].shape[-2:])
+        found = "several layers share it" if shared else _layer(node, tensors[name], size)
+        if isinstance(found, str):
+            skipped[name] = found
+        else:
+            layers[name], positions[name] = found, position
+    if data is not None and layers:
+        moments = input_hessians(Evidence(twin, data, purpose="factoring for data"), list(layers))
+        layers = {name: replace(layer, moments=moments[name][0]) for name, layer in layers.items()}
+    return Network(program, tensors, layers, positions, skipped)
+
+
+def _layer(node: Node, weight: torch.Tensor, size: tuple[int, ...]) -> Layer | str:
+    """What a node computes with, or why it cannot be factored."""
+    if node.op == "linear":
+        return Layer(weight)
+    if node.op not in ("conv2d", "conv2d.padding"):
+        return f"{node.op.partition('.')[0]} is neither a linear layer nor a two-dimensional convolution"
+    given = node.args[3:7]
+    stride, padding, dilation, groups = given + _DEFAULTS[len(given) :]
+    if groups != 1:
+        return f"it has {groups} groups"
+    if isinstance(padding, str):
+        whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+        if any(total % 2 for total in whole):
+            return "its padding is more on one side than on the other"
+        padding = [total // 2 for total in whole]
+    return Layer(weight, _pair(stride), _pair(padding), _pair(dilation), _pair(size))
+
+
+def _pair(values: Any) -> Pair:
+    numbers = [values] * 2 if isinstance(values, int) else list(values) * (2 if len(values) == 1 else 1)
+    return int(numbers[0]), int(numbers[1])
+
+
+def replace_layers(model: nn.Module, network: Network, chains: Mapping[str, Sequence[Thin]]) -> nn.Module:
+    """The network with chains of thin layers in the place of some, as `FactorPlan.apply` says.
+
+    Args:
+        model: what was captured; it is not changed.
+        network: the same, captured.
+        chains: by the names of the weights that go.
+
+    Returns:
+        A module of the user's class, or a `ProgramModule`.
+    """
+    if not chains:
+        return duplicate(model)
+    program, tensors = network.program, dict(network.tensors)
+    end = program.first_node + len(program.nodes)
+    added: list[TensorSpec] = []
+    changes: dict[int, list[Node]] = {}
+    for name, chain in chains.items():
+        node = program.nodes[network.positions[name]]
+        bias = node.args[2] if len(node.args) > 2 else None
+        parts = []
+        for number, thin in enumerate(chain):
+            own = _inside(name, f"{number}.weight")
+            tensors[own] = thin.weight
+            added.append(TensorSpec(own, "parameter"))
+            parts.append(_node(node, thin, Ref(end + len(added) - 1), number > 0, bias if thin is chain[-1] else None))
+        changes[network.positions[name]] = parts
+    smaller = expand(program, changes, added)
+    folded = fold(model)
+    trainable = {name: p.requires_grad for name, p in folded.named_parameters(remove_duplicate=False)}
+    twin = ProgramModule(replace(smaller, constants={}), {spec.name: tensors[spec.name] for spec in smaller.tensors})
+    for own, parameter in twin.named_parameters():
+        parameter.requires_grad_(trainable.get(own, True))
+    twin.train(model.training)
+    result = _own_class(folded, twin, chains)
+    constrain_like(result, model, {})
+    return result
+
+
+def _node(node: Node, thin: Thin, weight: Ref, follows: bool, bias: Any) -> Node:
+    start = Ref(-1) if follows else node.args[0]
+    if node.op == "linear":
+        return Node("linear", (start, weight, *([] if bias is None else [bias])), {}, node.origin)
+    settings = (list(thin.stride), list(thin.padding), list(thin.dilation), thin.groups)
+    return Node("conv2d", (start, weight, bias, *settings), {}, node.origin)
+
+
+def _inside(name: str, leaf: str) -> str:
+    """ "fc.0.weight" for the first layer in the place of "fc.weight"."""
+    path = name.rpartition(".")[0]
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _own_class(folded: nn.Module, twin: ProgramModule, chains: Mapping[str, Sequence[Thin]]) -> nn.Module:
+    """The user's module with `nn.Sequential` in the place of its layers, if it agrees with its captured twin; else the twin."""
+    own = duplicate(folded)
+    why = ""
+    for name, chain in chains.items():
+        layer, leaf = owner_of(own, name)
+        path = name.rpartition(".")[0]
+        if type(layer) not in (nn.Linear, nn.Conv2d) or leaf != "weight" or not path:
+            return _captured(folded, twin, f"{name} belongs to a {type(layer).__name__}")
+        parent, child = owner_of(own, path)
+        setattr(parent, child, _sequential(layer, chain))
+    inputs = on_device_of(twin, twin.program.example(seed=1))
+    with torch.no_grad():
+        try:
+            distance = difference(duplicate(own).eval()(*inputs), duplicate(twin).eval()(*inputs))
+        except Exception as error:  # it is the user's code, which may raise anything
+            why = str(error)
+    if not why and distance <= tolerance(twin):
+        return own
+    return _captured(folded, twin, why or f"its code computes something else with them (by {distance:.2g})")
+
+
+def _captured(folded: nn.Module, twin: ProgramModule, why: str) -> ProgramModule:
+    if not isinstance(folded, ProgramModule):
+        _log.warning("%s cannot have other layers (%s); a captured program comes back instead", type(folded).__name__, why)
+    return twin
+
+
+def _sequential(layer: Any, chain: Sequence[Thin]) -> nn.Sequential:
+    """Modules for a chain, the bias of the layer on the last."""
+    made: list[nn.Module] = []
+    for thin in chain:
+        outputs, inputs, *kernel = thin.weight.shape
+        module: nn.Module
+        if kernel:
+            size = (kernel[0], kernel[1])
+            settings = (thin.stride, thin.padding, thin.dilation, thin.groups)
+            module = nn.Conv2d(inputs * thin.groups, outputs, size, *settings, bias=False)
+        else:
+            module = nn.Linear(inputs, outputs, bias=False)
+        module.weight = nn.Parameter(thin.weight.clone(), requires_grad=layer.weight.requires_grad)
+        made.append(module)
+    made[-1].bias = layer.bias
+    return nn.Sequential(*made).train(layer.training)

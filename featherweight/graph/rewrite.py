@@ -1,0 +1,290 @@
+"""Programs rewritten as data: nodes replaced or left out, tensors added, all renumbered; and norms folded into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from featherweight.graph.program import Node, Program, Ref, TensorSpec, map_refs, refs_in, unused
+from featherweight.graph.shapes import infer_shapes
+
+__all__ = [
+    "LINEAR_OPS",
+    "add_biases",
+    "fold_batch_norm",
+    "input_channels",
+    "output_channels",
+    "readers_of",
+    "rewrite",
+    "without_unused",
+]
+
+LINEAR_OPS = frozenset(
+    "linear conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding "
+    "conv_transpose1d conv_transpose2d.input conv_transpose3d.input".split()
+)
+"""Operations (input, weight, bias, …) that are linear in each."""
+
+
+def rewrite(program: Program, changes: Mapping[int, Node | Ref], tensors: Sequence[TensorSpec] = ()) -> Program:
+    """A program with some nodes replaced or left out, without the tensors that nothing reads then.
+
+    Everything is numbered as in the program before; new tensors are numbered on from its last value.
+
+    Args:
+        program: not changed.
+        changes: for a node's position, the node in its place; or an earlier value, that is read instead, and the node goes.
+        tensors: what the program owns besides.
+
+    Returns:
+        The program, renumbered.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> program = capture(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()), torch.zeros(1, 2))
+        >>> [node.op for node in rewrite(program, {0: Ref(0)}).nodes]
+        ['tanh']
+    """
+    first, end = program.first_node, program.first_node + len(program.nodes)
+    instead = {first + position: change for position, change in changes.items() if isinstance(change, Ref)}
+    order = [*range(first), *range(end, end + len(tensors)), *(i for i in range(first, end) if i not in instead)]
+    new = {old: Ref(i) for i, old in enumerate(order)}
+
+    def renumber(ref: Ref) -> Ref:
+        while ref.index in instead:
+            ref = instead[ref.index]
+        return new[ref.index]
+
+    nodes = [changes.get(position, node) for position, node in enumerate(program.nodes)]
+    return without_unused(
+        replace(
+            program,
+            tensors=(*program.tensors, *tensors),
+            nodes=tuple(_renumbered(node, renumber) for node in nodes if isinstance(node, Node)),
+            output=map_refs(program.output, renumber),
+        )
+    )
+
+
+def expand(program: Program, changes: Mapping[int, Sequence[Node]], tensors: Sequence[TensorSpec] = ()) -> Program:
+    """A program with several nodes, one after another, in the place of some, without the tensors that nothing reads then.
+
+    Args:
+        program: not changed.
+        changes: for a node's position at least one node in its place, of which the last gives its value. They are numbered as
+            in the program before, and Ref(-1) is what the one before it gives.
+        tensors: what the program owns besides, numbered on from its last value.
+
+    Returns:
+        The program, renumbered.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> program = capture(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()), torch.zeros(1, 2))
+        >>> twice = expand(program, {0: [Node("neg", (Ref(0),)), Node("abs", (Ref(-1),))]})
+        >>> [(node.op, node.args[0].index) for node in twice.nodes]
+        [('neg', 0), ('abs', 1), ('tanh', 2)]
+    """
+    first, end = program.first_node, program.first_node + len(program.nodes)
+    new = {i: i for i in range(first)} | {end + i: first + i for i in range(len(tensors))}
+    start = first + len(tensors)
+    nodes: list[Node] = []
+    for position, node in enumerate(program.nodes):
+        for part in changes.get(position, (node,)):
+            new[-1] = start + len(nodes) - 1
+            nodes.append(_renumbered(part, lambda ref: Ref(new[ref.index])))
+        new[first + position] = start + len(nodes) - 1
+    output = map_refs(program.output, lambda ref: Ref(new[ref.index]))
+    return without_unused(replace(program, tensors=(*program.tensors, *tensors), nodes=tuple(nodes), output=output))
+
+
+def without_unused(program: Program) -> Program:
+    """The program without the tensors that nothing reads, renumbered."""
+    dropped = set(unused(program))
+    first = len(program.inputs)
+    order = [i for i in range(program.first_node) if i < first or program.tensors[i - first].name not in dropped]
+    order += range(program.first_node, program.first_node + len(program.nodes))
+    new = {old: Ref(i) for i, old in enumerate(order)}
+    return Program(
+        program.inputs,
+        tuple(spec for spec in program.tensors if spec.name not in dropped),
+        tuple(_renumbered(node, lambda ref: new[ref.index]) for node in program.nodes),
+        map_refs(program.output, lambda ref: new[ref.index]),
+        {name: tensor for name, tensor in program.constants.items() if name not in dropped},
+    )
+
+
+def _renumbered(node: Node, renumber: Callable[[Ref], Ref]) -> Node:
+    return replace(node, args=map_refs(node.args, renumber), kwargs=map_refs(node.kwargs, renumber))
+
+
+def readers_of(program: Program) -> dict[int, list[int]]:
+    """Who reads each value.
+
+    Args:
+        program: any.
+
+    Returns:
+        For each value that is read the positions of the nodes that do, increasing; -1, last, stands for the output.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> readers_of(capture(torch.nn.ReLU(), torch.zeros(1, 2)))
+        {0: [0], 1: [-1]}
+    """
+    readers: dict[int, list[int]] = {}
+    for position, node in enumerate(program.nodes):
+        for index in {ref.index for ref in (*refs_in(node.args), *refs_in(node.kwargs))}:
+            readers.setdefault(index, []).append(position)
+    for index in {ref.index for ref in refs_in(program.output)}:
+        readers.setdefault(index, []).append(-1)
+    return readers
+
+
+def output_channels(node: Node, weight: torch.Tensor) -> torch.Tensor:
+    """A view of a layer's weight whose rows are the output channels.
+
+    Args:
+        node: with an op of `LINEAR_OPS`.
+        weight: its weight.
+
+    Returns:
+        (groups, output channels of one group, …), a view: the groups are 1 but for transposed convolutions.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> layer = torch.nn.ConvTranspose2d(6, 4, 3, groups=2)
+        >>> node = capture(layer, torch.zeros(2, 6, 5, 5)).nodes[0]
+        >>> output_channels(node, layer.weight).shape
+        torch.Size([2, 2, 3, 3, 3])
+    """
+    if not node.op.startswith("conv_transpose"):
+        return weight[None]
+    groups = node.args[6] if len(node.args) > 6 else 1
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+
+
+def input_channels(node: Node, weight: torch.Tensor) -> torch.Tensor:
+    """A view of a layer's weight with an axis for its input channels.
+
+    Args:
+        node: with an op of `LINEAR_OPS`.
+        weight: its weight, or one with more axes.
+
+    Returns:
+        (groups, output channels of one group, input channels of one group, …), a view.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> layer = torch.nn.Conv2d(6, 4, 3, groups=2)
+        >>> input_channels(capture(layer, torch.zeros(2, 6, 5, 5)).nodes[0], layer.weight).shape
+        torch.Size([2, 2, 3, 3, 3])
+    """
+    if node.op.startswith("conv_transpose"):
+        return output_channels(node, weight)
+    groups = node.args[6] if node.op != "linear" and len(node.args) > 6 else 1
+    return weight.reshape(groups, -1, *weight.shape[1:])
+
+
+def fold_batch_norm(program: Program, tensors: Mapping[str, torch.Tensor]) -> tuple[Program, dict[str, torch.Tensor]]:
+    """Makes each batch norm part of the linear or convolution layer before it, as it is in eval mode.
+
+    Norm(W·x + b) = (γ/σ)·W·x + (γ/σ)·(b - μ) + β with σ² the running variance plus ε (Jacob et al. 2018, equation 14), computed
+    in double precision. Norms stay whose input has other readers, that take each batch's own statistics, or that follow a layer
+    whose weight or bias is computed or shared.
+
+    Args:
+        program: not changed.
+        tensors: its tensors by name; not changed.
+
+    Returns:
+        The program without these norms, and its tensors. A layer that had no bias has one, named after its weight.
+
+    Example:
+        >>> from featherweight.graph.capture import capture, tensors_of
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, bias=False), torch.nn.BatchNorm2d(2)).eval()
+        >>> program = capture(net, torch.zeros(1, 1, 5, 5))
+        >>> folded, tensors = fold_batch_norm(program, tensors_of(net, program))
+        >>> [node.op for node in folded.nodes], sorted(tensors)
+        (['conv2d'], ['0.bias', '0.weight'])
+    """
+    layers = {position: _layer_before(program, norm, readers_of(program)) for position, norm in enumerate(program.nodes)}
+    shapes, first = infer_shapes(program, tensors), program.first_node
+    folds = {
+        position: layer
+        for position, layer in layers.items()
+        if layer is not None and shapes[first + layer].dim() == shapes[program.nodes[layer].args[1].index].dim()
+    }  # otherwise the norm's channels are not the layer's
+    program, found = add_biases(program, tensors, set(folds.values()))
+    for position, layer in folds.items():
+        node, norm = program.nodes[layer], program.nodes[position]
+        weight, bias = (str(program.tensor_name(value)) for value in node.args[1:3])
+        scale, shift = _scale_and_shift(norm, [tensors.get(str(program.tensor_name(value))) for value in norm.args[1:5]])
+        found[bias] = (found[bias].double() * scale + shift).to(found[weight].dtype)
+        scaled = found[weight].double().clone()
+        rows = output_channels(node, scaled)
+        rows *= scale.reshape(*rows.shape[:2], *[1] * (rows.dim() - 2))
+        found[weight] = scaled.to(found[weight].dtype)
+    folded = rewrite(program, {position: program.nodes[position].args[0] for position in folds})
+    return folded, {spec.name: found[spec.name] for spec in folded.tensors}
+
+
+def add_biases(
+    program: Program, tensors: Mapping[str, torch.Tensor], positions: Collection[int]
+) -> tuple[Program, dict[str, torch.Tensor]]:
+    """Gives layers a bias of zeros, where they have none.
+
+    Args:
+        program: not changed.
+        tensors: its tensors by name; not changed.
+        positions: of nodes with an op of `LINEAR_OPS` and a weight of the program's.
+
+    Returns:
+        The program, its nodes where they were, and its tensors; a new bias is "conv.bias" if the weight is "conv.weight".
+    """
+    found = dict(tensors)
+    changes: dict[int, Node | Ref] = {}
+    added: list[TensorSpec] = []
+    for position in sorted(positions):
+        node = program.nodes[position]
+        if len(node.args) > 2 and node.args[2] is not None:
+            continue
+        weight = str(program.tensor_name(node.args[1]))
+        name = _free_name(found, weight)
+        found[name] = found[weight].new_zeros(output_channels(node, found[weight]).shape[:2].numel())
+        number = Ref(program.first_node + len(program.nodes) + len(added))
+        added.append(TensorSpec(name, "parameter"))
+        changes[position] = replace(node, args=(*node.args[:2], number, *node.args[3:]))
+    return rewrite(program, changes, added), found
+
+
+def _layer_before(program: Program, norm: Node, readers: Mapping[int, list[int]]) -> int | None:
+    """The position of the layer that a batch norm can become part of."""
+    if norm.op != "batch_norm" or norm.args[5] or not isinstance(norm.args[0], Ref):
+        return None
+    position = norm.args[0].index - program.first_node
+    if position < 0 or len(readers[norm.args[0].index]) > 1 or program.nodes[position].op not in LINEAR_OPS:
+        return None
+    own = [value for value in program.nodes[position].args[1:3] if value is not None]
+    optional = [value for value in norm.args[1:3] if value is not None]
+    if any(program.tensor_name(value) is None for value in (*own, *optional, *norm.args[3:5])):
+        return None
+    return position if all(len(readers[value.index]) == 1 for value in own) else None
+
+
+def _scale_and_shift(norm: Node, statistics: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a norm with (weight, bias, running mean, running variance) multiplies by and adds, in double precision."""
+    weight, bias, mean, variance = (torch.zeros(()) if tensor is None else tensor.double() for tensor in statistics)
+    scale = (variance + norm.args[7]).rsqrt() * (1.0 if statistics[0] is None else weight)
+    return scale, bias - mean * scale
+
+
+def _free_name(taken: Mapping[str, torch.Tensor], weight: str) -> str:
+    """A name for the bias of the layer with this weight: "conv.bias" for "conv.weight"."""
+    path = weight.rpartition(".")[0]
+    name = f"{path}.bias" if path else "bias"
+    while name in taken:
+        name += "_folded"
+    return name

@@ -291,6 +291,12 @@ def _has_kernel(layer: Layer) -> str:
     return "its kernel has one entry" if layer.weight.shape[2:].numel() == 1 else ""
 
 
+def _has_channels(layer: Layer) -> str:
+    """A separable layer's outputs mix as many planes as it has inputs: of an image's three, that is too few."""
+    few = layer.weight.dim() == 4 and layer.weight.shape[1] < 4
+    return _has_kernel(layer) or (f"it has {layer.weight.shape[1]} input channels, too few to keep apart" if few else "")
+
+
 def _has_two_sides(layer: Layer) -> str:
     if layer.weight.dim() == 4 and 1 not in layer.weight.shape[2:]:
         return ""
@@ -305,7 +311,7 @@ METHODS: dict[str, Method] = {
     "tucker": Method(_has_kernel, _input_energies, _tucker_weights, factor_tucker),
     "cp": Method(_has_two_sides, _cp_energies, lambda layer, rank: rank * sum(layer.weight.shape), factor_cp),
     "separable": Method(
-        _has_kernel,
+        _has_channels,
         _separable_energies,
         lambda layer, rank: rank * layer.weight.shape[1] * (layer.weight[0, 0].numel() + len(layer.weight)),
         factor_separable,

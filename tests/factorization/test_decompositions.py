@@ -104,6 +104,7 @@ def test_a_linear_layer() -> None:
         ("tucker", (6, 4, 1, 1), "its kernel has one entry"),
         ("cp", (6, 4, 1, 5), "its kernel is a single row or column"),
         ("separable", (6, 4), "it is no convolution"),
+        ("separable", (6, 3, 3, 3), "it has 3 input channels, too few to keep apart"),
     ],
 )
 def test_what_cannot_be_factored(method: str, shape: tuple[int, ...], why: str) -> None:

@@ -1,0 +1,59 @@
+"""A network of one's own with depthwise separable convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.distillation import Lesson
+from featherweight.errors import RequestError
+from featherweight.factorization import factorize, separate_convolutions
+from featherweight.training import Tuning
+from featherweight.training.loaders import TensorLoader
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3),
+        nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+
+
+def loader() -> TensorLoader:
+    inputs = torch.randn(128, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return TensorLoader(inputs, network()(inputs).argmax(1), 32, shuffle=True)
+
+
+@pytest.mark.parametrize("order", ["together", "in turns"])
+def test_layers_learn_what_they_gave(order: str) -> None:
+    model, data = network(), loader()
+    x = data.inputs
+    wanted = model(x).detach()
+    start = factorize(model, x[:2], rank=1, method="separable", data=data)
+    lesson, tuning = Lesson(hard_weight=0.0, target="logits"), Tuning(epochs=12, learning_rate=3e-3)
+    compact = separate_convolutions(model, x[:2], data, order=order, lesson=lesson, tuning=tuning)
+    shapes = [tuple(p.shape) for p in compact.parameters() if p.dim() == 4]
+    assert shapes == [(12, 1, 3, 3), (12, 1, 3, 3), (16, 12, 1, 1), (16, 1, 3, 3), (16, 16, 1, 1)]
+    errors = [(net(x) - wanted).norm().item() for net in (start, compact)]
+    assert errors[1] < 0.9 * errors[0]
+    assert torch.equal(model(x), wanted)
+
+
+def test_a_multiplier_makes_it_nearer() -> None:
+    model, data = network(), loader()
+    wanted = model(data.inputs).detach()
+    nearer = [
+        (factorize(model, data.inputs[:2], rank=rank, method="separable")(data.inputs) - wanted).norm().item()
+        for rank in (1, 3)
+    ]
+    assert nearer[1] < nearer[0]
+
+
+def test_what_cannot_be_separated_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(36, 2))
+    with pytest.raises(RequestError, match=r"0\.weight: it has 2 groups; 1\.weight: its kernel has one entry"):
+        separate_convolutions(model, torch.zeros(1, 4, 5, 5), [(torch.zeros(2, 4, 5, 5), torch.zeros(2, dtype=torch.int64))])
+    with pytest.raises(RequestError, match="order must be one of together, in turns"):
+        separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), order="backwards")

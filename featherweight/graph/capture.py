@@ -17,15 +17,20 @@ from featherweight.graph.exported import from_exported
 from featherweight.graph.program import (
     Program,
     ProgramModule,
+    Ref,
+    refs_in,
     tensor_called,
 )
 
-__all__ = ["Example", "as_example", "capture", "like", "on_device_of", "tensors_of", "to_module", "twin_of"]
+__all__ = ["Example", "as_example", "capture", "example_of", "like", "on_device_of", "tensors_of", "to_module", "twin_of"]
 
 Example = torch.Tensor | Sequence[Any]
 """One batch of inputs: a tensor, or a sequence of the arguments of `forward`. Axis 0 of each tensor is the batch."""
 
 _Twin = TypeVar("_Twin", bound=ProgramModule)
+
+# What they give is no number of a row, whatever they read.
+_TESTS = frozenset("eq.Scalar ne.Scalar gt.Scalar ge.Scalar lt.Scalar le.Scalar sym_size.int".split())
 
 
 def capture(model: nn.Module, example: Example) -> Program:
@@ -125,6 +130,28 @@ def on_device_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
+def example_of(network: ProgramModule, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """The program's example, but with random rows where an input says which rows of a table are looked up.
+
+    Zeros alone would be a poor check of a network of texts, to which they may all be padding.
+
+    Args:
+        network: gives the program and the tables.
+        batch: the size of every batch axis, at least 1.
+        seed: of the generators.
+
+    Returns:
+        One tensor for each input, in order, on the CPU.
+    """
+    made = list(network.program.example(batch, seed))
+    generator = torch.Generator().manual_seed(seed)
+    for i, given in enumerate(made):
+        rows = 0 if given.is_floating_point() else _rows_meant(network, Ref(i))
+        if rows:
+            made[i] = torch.randint(rows, given.shape, generator=generator, dtype=given.dtype)
+    return tuple(made)
+
+
 def tensors_of(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
     """The program's tensors, read from the module it was captured from, constraints folded; detached, not copied.
 
@@ -191,6 +218,19 @@ def like(model: nn.Module, twin: _Twin) -> _Twin:
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(trainable[name])
     return twin
+
+
+def _rows_meant(network: ProgramModule, value: Ref) -> int:
+    """The rows of the smallest table in which a value is looked up; 0 where other operations than tests read it as well."""
+    rows = []
+    for node in network.program.nodes:
+        if value not in (*refs_in(node.args), *refs_in(node.kwargs)):
+            continue
+        if node.op == "embedding" and node.args[1] == value and (table := network.program.tensor_name(node.args[0])):
+            rows.append(len(tensor_called(network, table)))
+        elif node.op not in _TESTS:
+            return 0
+    return min(rows, default=0)
 
 
 def _two_samples(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError, UnsupportedOpError
-from featherweight.graph.capture import Example, capture, like, on_device_of, tensors_of, twin_of
+from featherweight.graph.capture import Example, capture, example_of, like, on_device_of, tensors_of, twin_of
 from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate, fold
 from featherweight.graph.groups import Axis, Coupling, Unit, trace
 from featherweight.graph.labels import kept_along, map_labelled
@@ -103,7 +103,7 @@ def _zeroed(tensors: Mapping[str, torch.Tensor], removed: _Removed) -> dict[str,
 def _check(masked: MaskedModule, smaller: ProgramModule) -> None:
     """Every cut checks itself: masked and smaller must agree. A NaN of the mask's own, such as 0 / 0, says nothing; one of the
     smaller network's alone does."""
-    inputs = on_device_of(masked, masked.program.example(batch=2, seed=2))
+    inputs = on_device_of(masked, example_of(masked, seed=2))
     with torch.no_grad():
         try:
             outputs = duplicate(smaller).eval()(*inputs)

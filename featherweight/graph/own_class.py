@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from featherweight.graph.capture import on_device_of
+from featherweight.graph.capture import example_of, on_device_of
 from featherweight.graph.constraint import duplicate
 from featherweight.graph.program import Program, ProgramModule, tensor_called
 
@@ -34,7 +34,7 @@ def resized(folded: nn.Module, twin: ProgramModule, taken: Mapping[str, torch.Te
     for name, tensor in taken.items():
         tensor_called(own, name).data = tensor.clone()
     _refresh_sizes(own, twin.program)
-    inputs = on_device_of(twin, twin.program.example(batch=3, seed=1))
+    inputs = on_device_of(twin, example_of(twin, batch=3, seed=1))
     check = duplicate(twin).eval()
     with torch.no_grad():
         expected = check(*inputs)

@@ -27,6 +27,7 @@ __all__ = [
     "Ref",
     "TensorSpec",
     "Value",
+    "last_uses",
     "map_refs",
     "owner_of",
     "refs_in",
@@ -242,7 +243,7 @@ class ProgramModule(nn.Module):
         self.program = program
         for spec in program.tensors:
             _register(self, spec, tensors[spec.name])
-        self._last_use = _last_uses(program)
+        self._last_use = last_uses(program)
         for op in {node.op for node in program.nodes}:
             resolve_op(op)
 
@@ -303,8 +304,20 @@ def run_node(node: Node, value_of: Callable[[Ref], Any], training: bool) -> Any:
     return resolve_op(node.op)(*args, **map_refs(node.kwargs, value_of))
 
 
-def _last_uses(program: Program) -> tuple[tuple[int, ...], ...]:
-    """For each node, the values that nothing after it reads, so that running the program frees them as it goes."""
+def last_uses(program: Program) -> tuple[tuple[int, ...], ...]:
+    """For each node, the values that nothing after it reads, so that running the program frees them as it goes.
+
+    Args:
+        program: any.
+
+    Returns:
+        The numbers of values, by the position of the node that reads them last; of those that are outputs none.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> last_uses(capture(nn.Sequential(nn.ReLU(), nn.Tanh()), torch.zeros(1, 2)))
+        ((0,), (1,))
+    """
     last: dict[int, int] = {}
     for position, node in enumerate(program.nodes):
         for ref in (*refs_in(node.args), *refs_in(node.kwargs)):

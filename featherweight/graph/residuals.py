@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from featherweight.graph.ops import row_of
-from featherweight.graph.program import Node, Program, Ref, map_refs, refs_in
+from featherweight.graph.program import Node, Program, Ref, map_refs, refs_in, resolve_op
 
 __all__ = ["Residual", "find_residuals", "without_branches"]
 
@@ -66,7 +66,8 @@ def find_residuals(program: Program, shapes: Sequence[Any]) -> tuple[Residual, .
         operands = [v for v in node.args[:2] if isinstance(v, Ref) and shapes[v.index].shape == shapes[total].shape]
         if len(operands) < 2:
             continue
-        sides = [_branch(program, behind, readers, total, operands[1 - i], operands[i]) for i in (0, 1)]
+        ends = (1,) if node.kwargs.get("alpha", 1) != 1 else (0, 1)  # a skip that is scaled is not what is left
+        sides = [_branch(program, behind, readers, total, operands[1 - i], operands[i]) for i in ends]
         best = max((side for side in sides if side), key=lambda side: side[0], default=None)
         if best:
             same = sum(other.name.partition("#")[0] == best[1].name for other in found)
@@ -92,7 +93,9 @@ def without_branches(program: Program, residuals: Collection[Residual]) -> Progr
             index = skips[index]
         return Ref(index)
 
-    nodes = [replace(n, args=map_refs(n.args, without), kwargs=map_refs(n.kwargs, without)) for n in program.nodes]
+    nodes = [
+        replace(n, args=map_refs(n.args, without), kwargs=map_refs(n.kwargs, without)) for n in _harmless(program, set(skips))
+    ]
     return _living(replace(program, nodes=tuple(nodes), output=map_refs(program.output, without)))
 
 
@@ -112,8 +115,30 @@ def _branch(
     if not weights:
         return None
     last = max(weights, key=lambda index: (max(readers[index]), -index))
-    name = program.tensors[last - first].name.rpartition(".")[0]
+    weight = program.tensors[last - first].name
+    name = weight.rpartition(".")[0] or weight
     return (len(layers), end.index), Residual(name, total, skip, end, names)
+
+
+def _harmless(program: Program, totals: set[int]) -> Iterator[Node]:
+    """The nodes, where those that write to one of these sums, or to a view of one, give a new tensor instead.
+
+    A sum is nobody else's; what is left of it without the branch may be an input of the network, or be read elsewhere.
+    """
+    shared = set(totals)
+    for number, node in enumerate(program.nodes, start=program.first_node):
+        schema = getattr(resolve_op(node.op), "_schema", None)  # a Python operator has none
+        aliases = {
+            argument.alias_info.is_write
+            for argument, value in zip(schema.arguments if schema else (), node.args, strict=False)
+            if argument.alias_info and any(ref.index in shared for ref in refs_in(value))
+        }
+        if True in aliases:
+            name, dot, overload = node.op.partition(".")
+            node = replace(node, op=f"{name.removesuffix('_')}{dot}{overload}")
+        elif aliases or (node.op == "py.getitem" and node.args[0].index in shared):  # one of the parts of a split
+            shared.add(number)
+        yield node
 
 
 def _living(program: Program) -> Program:

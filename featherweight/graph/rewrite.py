@@ -13,7 +13,9 @@ from featherweight.graph.shapes import infer_shapes
 __all__ = [
     "LINEAR_OPS",
     "add_biases",
+    "expand",
     "fold_batch_norm",
+    "graft",
     "input_channels",
     "output_channels",
     "readers_of",
@@ -98,6 +100,52 @@ def expand(program: Program, changes: Mapping[int, Sequence[Node]], tensors: Seq
         new[first + position] = start + len(nodes) - 1
     output = map_refs(program.output, lambda ref: Ref(new[ref.index]))
     return without_unused(replace(program, tensors=(*program.tensors, *tensors), nodes=tuple(nodes), output=output))
+
+
+def graft(program: Program, position: int, value: Ref, addition: Program, *, prefix: str = "") -> tuple[Program, Ref]:
+    """A program that also computes another one, of one of its values.
+
+    Args:
+        program: not changed.
+        position: of the node after which the addition's nodes come; `value` must be known there.
+        value: what the addition gets as its only input.
+        addition: a program of one input and one output; its constants are the program's then.
+        prefix: put before the names of the addition's tensors, which must not be the program's.
+
+    Returns:
+        The program, renumbered, its output as before, and the value that the addition gives.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> relu, tanh = (capture(layer, torch.zeros(1, 2)) for layer in (torch.nn.ReLU(), torch.nn.Tanh()))
+        >>> both, value = graft(relu, 0, Ref(1), tanh)
+        >>> [node.op for node in both.nodes], both.output, value
+        (['relu', 'tanh'], Ref(index=1), Ref(index=2))
+    """
+    first, more = program.first_node, len(addition.tensors)
+    split = position + 1
+
+    def moved(ref: Ref) -> Ref:
+        if ref.index < first:
+            return ref
+        return Ref(ref.index + more + (len(addition.nodes) if ref.index >= first + split else 0))
+
+    def inner(ref: Ref) -> Ref:
+        if ref.index == 0:
+            return moved(value)
+        return Ref(first + ref.index - 1 if ref.index <= more else first + split + ref.index - 1)
+
+    nodes = [_renumbered(node, moved) for node in program.nodes]
+    added = [_renumbered(node, inner) for node in addition.nodes]
+    specs = tuple(replace(spec, name=prefix + spec.name) for spec in addition.tensors)
+    whole = Program(
+        program.inputs,
+        (*program.tensors, *specs),
+        (*nodes[:split], *added, *nodes[split:]),
+        map_refs(program.output, moved),
+        {**program.constants, **{prefix + name: tensor for name, tensor in addition.constants.items()}},
+    )
+    return whole, inner(addition.output)
 
 
 def without_unused(program: Program) -> Program:
@@ -210,7 +258,8 @@ def fold_batch_norm(program: Program, tensors: Mapping[str, torch.Tensor]) -> tu
         >>> [node.op for node in folded.nodes], sorted(tensors)
         (['conv2d'], ['0.bias', '0.weight'])
     """
-    layers = {position: _layer_before(program, norm, readers_of(program)) for position, norm in enumerate(program.nodes)}
+    readers = readers_of(program)
+    layers = {position: _layer_before(program, norm, readers) for position, norm in enumerate(program.nodes)}
     shapes, first = infer_shapes(program, tensors), program.first_node
     folds = {
         position: layer

@@ -3,182 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from featherweight.errors import RequestError, look_up
-from featherweight.graph.constraint import Constraint, constrain, fold
+from featherweight.errors import check, look_up
+from featherweight.graph.constraint import constrain, fold
 from featherweight.graph.selection import select_weights
+from featherweight.quantization.codebook import Codebook, index_dtype, pieces
+from featherweight.quantization.importance import Importance, check_finite, importance_of
+from featherweight.quantization.kmeans import INITIALISATIONS, Initialisation, kmeans, middles
+from featherweight.training.statistics import squared_gradients
 
-__all__ = ["INITIALISATIONS", "Codebook", "cluster_weights", "init_density", "init_linear", "init_random", "kmeans"]
+__all__ = ["CHANNELS", "cluster_weights", "find_clusters"]
 
+CHANNELS: dict[str, int | None] = {"tensor": None, "channel": 1, "group": 16}
+"""How many output channels share a codebook, by name; None: all."""
 
-class _Lookup(torch.autograd.Function):
-    """values[index], whose gradient for a value is the sum over the weights that share it (section 3.3)."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(index)
-        ctx.count = len(values)
-        return values[index.long()]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (index,) = ctx.saved_tensors
-        sums = torch.zeros(ctx.count, dtype=gradients[0].dtype, device=index.device)
-        return sums.index_add_(0, index.reshape(-1).long(), gradients[0].reshape(-1)), None
-
-
-class Codebook(Constraint):
-    """A weight made of shared values: what is trained is the vector of centroids, shape (clusters,).
-
-    Index 0 stands for exact zero and is not trained, so that pruned weights stay zero; index k for centroid k - 1.
-
-    Args:
-        index: integers, the weight's shape, in [0, clusters].
-        clusters: how many centroids there are.
-    """
-
-    index: torch.Tensor
-
-    def __init__(self, index: torch.Tensor, clusters: int) -> None:
-        super().__init__()
-        self.clusters = clusters
-        self.register_buffer("index", index.to(torch.uint8 if clusters < 256 else torch.int32))
-
-    def forward(self, original: torch.Tensor) -> torch.Tensor:
-        """The weight: each entry its centroid, or zero."""
-        values = torch.cat([original.new_zeros(1), original])
-        weight: torch.Tensor = _Lookup.apply(values, self.index)  # type: ignore[no-untyped-call]
-        return weight
-
-    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """The centroids: for each the mean of the weights that share it, 0 if none does."""
-        index = self.index.reshape(-1).long()
-        sums = torch.zeros(self.clusters + 1, dtype=torch.float64, device=index.device)
-        sums.index_add_(0, index, weight.detach().reshape(-1).double())
-        counts = torch.bincount(index, minlength=self.clusters + 1).clamp(min=1)
-        return (sums / counts)[1:].to(weight.dtype)
-
-    def take(self, axis: int, indices: torch.Tensor) -> None:
-        """Keeps only `indices` of the weight's `axis`."""
-        self.index = self.index.index_select(axis, indices.to(self.index.device))
-
-
-def init_linear(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
-    """Evenly spaced between the least and the greatest value: large weights are few but matter most, and get centroids too.
-
-    Args:
-        values: sorted, shape (n,).
-        clusters: how many centroids.
-        generator: not used.
-
-    Returns:
-        Centroids, shape (clusters,), increasing.
-
-    Example:
-        >>> init_linear(torch.tensor([0.0, 0.1, 3.0]), 4, torch.Generator()).tolist()
-        [0.0, 1.0, 2.0, 3.0]
-    """
-    low, high = float(values[0]), float(values[-1])
-    return (
-        torch.linspace(low, high, clusters, dtype=values.dtype, device=values.device)
-        if clusters > 1
-        else values.mean().reshape(1)
-    )
-
-
-def init_density(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
-    """Evenly spaced in the distribution function: each centroid starts with as many weights.
-
-    Args:
-        values: sorted, shape (n,).
-        clusters: how many centroids.
-        generator: not used.
-
-    Returns:
-        Centroids, shape (clusters,), increasing.
-
-    Example:
-        >>> init_density(torch.arange(8.0), 2, torch.Generator()).tolist()
-        [2.0, 6.0]
-    """
-    positions = (torch.arange(clusters, dtype=torch.float64, device=values.device) + 0.5) / clusters * len(values)
-    return values[positions.long().clamp(max=len(values) - 1)]
-
-
-def init_random(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
-    """Weights drawn at random (Forgy).
-
-    Args:
-        values: sorted, shape (n,).
-        clusters: how many centroids.
-        generator: where the draw comes from.
-
-    Returns:
-        Centroids, shape (clusters,), increasing.
-
-    Example:
-        >>> init_random(torch.arange(8.0), 8, torch.Generator()).tolist()
-        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
-    """
-    drawn = torch.randperm(len(values), generator=generator)[:clusters].to(values.device)
-    return values[drawn].sort().values
-
-
-Initialisation = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
-INITIALISATIONS: dict[str, Initialisation] = {"linear": init_linear, "density": init_density, "random": init_random}
-
-
-def kmeans(values: torch.Tensor, centroids: torch.Tensor, *, iterations: int = 50) -> torch.Tensor:
-    """Lloyd's algorithm on a line: minimises the sum of squared distances to the nearest centroid, from a given start.
-
-    In one dimension a cluster is an interval of the sorted values, so an iteration costs two binary searches per centroid.
-    A centroid without values stays where it is.
-
-    Args:
-        values: sorted, shape (n,).
-        centroids: the start, shape (clusters,), increasing.
-        iterations: at most so many; it stops when nothing moves.
-
-    Returns:
-        Centroids, shape (clusters,), increasing.
-
-    Example:
-        >>> kmeans(torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0.0, 1.0])).tolist()
-        [0.5, 10.5]
-    """
-    sums = torch.nn.functional.pad(values.double().cumsum(0), (1, 0))
-    current = centroids.double()
-    for _ in range(iterations):
-        bounds = _bounds(values, current)
-        counts = bounds.diff()
-        means = sums[bounds].diff() / counts.clamp(min=1)
-        moved = torch.where(counts > 0, means, current)
-        if torch.equal(moved, current):
-            break
-        current = moved.sort().values
-    return current.to(values.dtype)
-
-
-def _bounds(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Where each centroid's interval of the sorted values begins, and the end: shape (clusters + 1,)."""
-    inner = torch.searchsorted(values, _middles(centroids).to(values.dtype), right=True)
-    return torch.cat([inner.new_zeros(1), inner, inner.new_tensor([len(values)])])
-
-
-def _middles(centroids: torch.Tensor) -> torch.Tensor:
-    """Where one cluster ends and the next begins; a value right there belongs to the lower one. Shape (clusters - 1,)."""
-    return (centroids[1:].double() + centroids[:-1].double()) / 2
+_MOST_SORTED = 2**20  # so many values are clustered as they are; more, as a histogram
+_BITS = 20  # of a float32 tell the bin of the histogram: sign, exponent, and 11 bits of the mantissa
+_FEWEST_BINS = 16  # for each cluster; if the values fill fewer, the histogram is too coarse for them
 
 
 def cluster_weights(
     model: nn.Module,
     *,
     clusters: int = 16,
+    per: str | int = "tensor",
     init: str = "linear",
+    importance: Importance = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     min_dim: int = 1,
@@ -188,43 +41,148 @@ def cluster_weights(
 
     Deep Compression, section 3. Zeros are kept apart and stay zero. Tensors with no more distinct values than `clusters` keep
     their values exactly. Deviation from the paper: biases and norms are clustered too (`min_dim=1`), for in a small file they
-    count.
+    count. With `importance`, k-means is weighted: with data the weights are the Fisher information, as in SqueezeLLM (Kim et
+    al., ICML 2024, section 4.1). More than a million values are clustered as a histogram of bins no wider than 0.05 % of a
+    value, so that a large tensor needs little memory besides its copy and its index; centroids are exact means all the same.
 
     Args:
         model: any module; it is not changed. Its masks become the codebooks' zeros.
-        clusters: shared values for each tensor, besides zero, in [1, 65535].
-        init: where the centroids start, a name in `INITIALISATIONS`; the paper found "linear" best.
+        clusters: shared values for each codebook, besides zero, in [1, 65535].
+        per: what has a codebook of its own: a "tensor", an output "channel", a "group" of 16 of them, or of so many as a number
+            says. Tensors of one axis have one codebook.
+        init: where the centroids start, a name in `INITIALISATIONS`; the paper found "linear" best after training, "optimal"
+            gives the least squared error before it.
+        importance: how much each weight's squared error counts, at least 0, by name and in the weight's shape; or batches of
+            (inputs, targets), for which it is the Fisher information of the cross entropy (`training.statistics` has it for
+            other losses, and other statistics).
         include: shell-style patterns of parameter names; only these, if given.
         exclude: patterns of names to leave alone.
         min_dim: 2 leaves out biases and the parameters of norms.
-        seed: for the random initialisation.
+        seed: for the random initialisations.
 
     Returns:
         A copy with a `Codebook` on every clustered parameter.
 
     Raises:
-        RequestError: an unknown name, or `clusters` out of range.
+        RequestError: an unknown name, `clusters` or `per` out of range, or an importance that does not fit.
+        WeightsError: a weight is not finite.
+        DataError: the data are empty, or no pairs of tensors.
 
     Example:
         >>> clustered = cluster_weights(nn.Linear(20, 20), clusters=4)
         >>> len(clustered.weight.unique())
         4
     """
-    if not 1 <= clusters <= 65535:
-        raise RequestError(f"clusters must be in [1, 65535], got {clusters}")
+    check("clusters", clusters, "a whole number in [1, 65535]", isinstance(clusters, int) and 1 <= clusters <= 65535)
+    check("per", per, "'tensor', 'channel', 'group', or a number of channels", per in CHANNELS or _is_count(per))
+    channels = CHANNELS[per] if isinstance(per, str) else per
     start = look_up(INITIALISATIONS, init, "init")
     generator = torch.Generator().manual_seed(seed)
     clustered = fold(model)
-    for name, weight in select_weights(clustered, include=include, exclude=exclude, min_dim=min_dim).items():
-        values = weight[weight != 0].sort().values
-        if not len(values):
-            constrain(clustered, name, Codebook(torch.zeros_like(weight, dtype=torch.int64), 1))
-            continue
-        distinct = values.unique()
-        if len(distinct) <= clusters:
-            centroids, index = distinct, torch.searchsorted(distinct, weight)
-        else:
-            centroids = kmeans(values, start(values, clusters, generator))
-            index = torch.bucketize(weight.double(), _middles(centroids))
-        constrain(clustered, name, Codebook((index + 1).masked_fill(weight == 0, 0), len(centroids)))
+    weights = select_weights(clustered, include=include, exclude=exclude, min_dim=min_dim)
+    check_finite(weights)
+    known = importance_of(model, weights, importance, squared_gradients)
+
+    def find(weight: torch.Tensor, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return find_clusters(weight, clusters, start, generator, importance)
+
+    for name in list(weights):  # popped, so that a large tensor goes when its codebook comes
+        constrain(clustered, name, _codebook(weights.pop(name), known.pop(name, None), channels, find))
     return clustered
+
+
+def _is_count(per: object) -> bool:
+    return isinstance(per, int) and not isinstance(per, bool) and per >= 1
+
+
+_Find = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _codebook(weight: torch.Tensor, importance: torch.Tensor | None, channels: int | None, find: _Find) -> Codebook:
+    """A codebook for so many channels each, all in one; with importance, `weight` is made of its centroids, IN PLACE."""
+    if channels is None or weight.dim() < 2 or channels >= len(weight):
+        index, centroids = find(weight, importance)
+        codebook = Codebook(index, len(centroids))
+    else:
+        parts, count = [], 0
+        amounts = [None] * len(weight) if importance is None else importance.split(channels)
+        for part, amount in zip(weight.split(channels), amounts, strict=False):
+            index, centroids = find(part, amount)
+            parts.append(torch.where(index > 0, index.int() + count, 0))
+            count += len(centroids)
+        codebook = Codebook(torch.cat(parts), count)
+    if importance is not None:  # else a constraint's own inverse, the plain mean, is what is wanted
+        weight.copy_(codebook(codebook.means(weight, importance)))
+    return codebook
+
+
+def find_clusters(
+    weight: torch.Tensor,
+    clusters: int,
+    start: Initialisation,
+    generator: torch.Generator,
+    importance: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clusters of one tensor's values other than zero.
+
+    Args:
+        weight: finite, of any shape.
+        clusters: how many at most; if there are no more distinct values, these are the centroids.
+        start: gives the first centroids.
+        generator: for `start`.
+        importance: how much each weight counts, above 0, the weight's shape.
+
+    Returns:
+        For each weight 0 where it is zero, else 1 + the number of its centroid, in the weight's shape; and the centroids,
+        increasing, at least one.
+    """
+    distinct = _distinct(weight, clusters)
+    if distinct is None:
+        values, weights = _line(weight, importance, clusters)
+        centroids = kmeans(values, start(values, clusters, generator, weights), weights=weights).to(weight.dtype)
+    else:
+        centroids = distinct if len(distinct) else weight.new_zeros(1)
+    bounds = middles(centroids) if distinct is None else distinct  # adjacent floats have no middle
+    index = torch.empty(weight.shape, dtype=index_dtype(len(centroids)), device=weight.device)
+    for into, piece in pieces(index, weight):
+        nearest = torch.bucketize(piece.double(), bounds, out_int32=True)
+        into.copy_((nearest + 1).masked_fill(piece == 0, 0))
+    return index, centroids
+
+
+def _distinct(weight: torch.Tensor, most: int) -> torch.Tensor | None:
+    """The distinct values other than zero, increasing; None if there are more than `most`."""
+    found = weight.new_empty(0)
+    for (piece,) in pieces(weight):
+        found = torch.cat([found, piece[piece != 0]]).unique()
+        if len(found) > most:
+            return None
+    return found
+
+
+def _line(weight: torch.Tensor, importance: torch.Tensor | None, clusters: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The values other than zero in increasing order, and what each counts (None: the same)."""
+    if weight.numel() > max(_MOST_SORTED, 2**10 * clusters):
+        values, masses = _histogram(weight, importance)
+        if len(values) >= _FEWEST_BINS * clusters:
+            return values, masses
+    kept = weight != 0
+    values, order = weight[kept].sort()
+    return values, None if importance is None else importance[kept][order].double()
+
+
+def _histogram(weight: torch.Tensor, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The means of bins that hold values other than zero, increasing, and what each bin counts; both float64."""
+    masses = torch.zeros(2**_BITS, dtype=torch.float64, device=weight.device)
+    sums = torch.zeros_like(masses)
+    for piece, counts in pieces(weight, weight if importance is None else importance):
+        kept = piece != 0
+        piece = piece[kept]
+        counts = torch.ones_like(piece, dtype=torch.float64) if importance is None else counts[kept].double()
+        bits = piece.float().view(torch.int32)
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as a whole number it is in the order of the floats
+        bins = (ordered >> 32 - _BITS) + 2 ** (_BITS - 1)
+        masses.index_add_(0, bins, counts)
+        sums.index_add_(0, bins, piece.double() * counts)
+    filled = masses > 0
+    return sums[filled] / masses[filled], masses[filled]

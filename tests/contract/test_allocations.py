@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featherweight.pruning.allocation import ALLOCATIONS
 from featherweight.pruning.schedule import SCHEDULES
-from featherweight.quantization.clusters import INITIALISATIONS
+from featherweight.quantization.kmeans import INITIALISATIONS
 
 
 @st.composite
@@ -135,11 +135,11 @@ def test_schedules_by_value(name: str, expected: list[float]) -> None:
 def test_initialisation_lies_within_the_values(name: str, values: list[float], clusters: int) -> None:
     line = torch.tensor(values).sort().values
     clusters = min(clusters, len(values))
-    centroids = INITIALISATIONS[name](line, clusters, torch.Generator().manual_seed(1))
+    centroids = INITIALISATIONS[name](line, clusters, torch.Generator().manual_seed(1), None)
     assert centroids.shape == (clusters,)
     assert centroids.dtype == line.dtype
     assert torch.equal(centroids, centroids.sort().values)
     slack = 1e-5 * float(line.abs().max())
     assert float(line[0]) - slack <= float(centroids[0])
     assert float(centroids[-1]) <= float(line[-1]) + slack
-    assert torch.equal(centroids, INITIALISATIONS[name](line, clusters, torch.Generator().manual_seed(1)))
+    assert torch.equal(centroids, INITIALISATIONS[name](line, clusters, torch.Generator().manual_seed(1), None))

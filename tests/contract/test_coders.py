@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,13 +95,21 @@ def test_many_streams(name: str, count: int) -> None:
         round_trip(name, bits.reshape(-1), count // 2)
 
 
+@functools.cache
+def sample_of(name: str) -> tuple[Bits, bytes]:
+    """60 elements in 4 rows that the coder can code, and how it does."""
+    values = np.array([0, 0, 0, 1, 0, 3, 0, 0, 0x80000000, 0x7FC00001, 0, 0] * 5, np.uint32)
+    if CODERS[name].size(Survey(values, 4)) is None:
+        values = (np.arange(60, dtype=np.float32) % 7 * np.float32(0.3)).view(np.uint32)
+    return values, b"".join(CODERS[name].encode(Survey(values, 4)))
+
+
 @coders
 @settings(max_examples=100)
 @given(st.data())
 def test_damage_is_refused_or_seen_by_the_checksum(name: str, data: st.DataObject) -> None:
-    values = np.array([0, 0, 0, 1, 0, 3, 0, 0, 0x80000000, 0x7FC00001, 0, 0] * 5, np.uint32)
-    survey = Survey(values, 4)
-    payload = bytearray(b"".join(CODERS[name].encode(survey)))
+    values, coded = sample_of(name)
+    payload = bytearray(coded)
     at = data.draw(st.integers(0, len(payload) - 1))
     match data.draw(st.sampled_from(["flip", "cut", "add", "replace"])):
         case "flip":
@@ -131,20 +140,22 @@ def test_any_bytes_decode_or_are_refused(name: str, payload: bytes, dtype: type,
 
 
 @coders
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype(name: str, dtype: torch.dtype) -> None:
     raw = torch.randint(0, 256, (6, 8 * dtype.itemsize), dtype=torch.uint8)
     raw = raw % 2 if dtype is torch.bool else raw
+    raw[2:4] = 0
+    raw[:, 2 * dtype.itemsize :] = raw[0, : dtype.itemsize].repeat(6)
     tensor = raw.view(dtype)
-    tensor[:, ::2] = tensor[0, 0]
-    tensor.view(torch.uint8)[2:4] = 0
     for view in (tensor, tensor.t(), tensor[:, 1::3], tensor[0, 0]):
         bits = bits_of(view)
         rows = view.shape[0] if view.dim() > 1 else 1
         if round_trip(name, bits, rows) is not None:
             back = tensor_of(bits, dtype, view.shape)
             assert back.dtype == dtype
-            assert torch.equal(back.reshape(-1, 1).view(torch.uint8), view.contiguous().reshape(-1, 1).view(torch.uint8))
+            assert np.array_equal(bits_of(back), bits)
+            assert bits.nbytes == view.numel() * dtype.itemsize
 
 
 def test_numbers_are_distinct_and_in_order() -> None:
@@ -164,6 +175,6 @@ def test_all_of_one_value_costs_a_few_bytes() -> None:
 
 
 def test_palettes_of_256_values_are_found_and_no_larger_ones() -> None:
-    bits = np.arange(1, 257, dtype=np.uint32).repeat(40)
-    assert choose(Survey(bits)) == "palette"
-    assert choose(Survey(np.append(bits, np.uint32(1000)))) == "exponent"
+    bits = (np.arange(1, 257, dtype=np.uint32) * np.uint32(0x9E3779B1)).repeat(40)
+    assert choose(Survey(bits)).startswith("palette")
+    assert choose(Survey(np.append(bits, np.uint32(1000)))) == "raw"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from featherweight.graph.capture import capture, tensors_of
@@ -67,3 +68,50 @@ def test_without_a_branch_its_sum_is_the_skip(which: list[int], without: set[str
     left = {spec.name for spec in smaller.tensors}
     assert {name.partition(".")[0] for name in set(tensors) - left} == gone
     torch.testing.assert_close(ProgramModule(smaller, tensors)(x), model(x, frozenset(without)))
+
+
+class InPlace(nn.Module):
+    """Torchvision's way of adding; the skips are the input, a value that is read again, and a part of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        y = self.first(x)
+        y += x
+        y = F.relu_(y)
+        z = self.second(y)
+        z += y
+        flat = z.flatten(2)
+        flat.mul_(2)
+        w = self.third(x)
+        w += x
+        w.mul_(3)
+        return [x, y, flat, w]
+
+
+def test_without_a_branch_nothing_else_is_written_to() -> None:
+    torch.manual_seed(0)
+    model, x = InPlace().double(), torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    program, _, found = residuals_of(model, x)
+    assert [residual.name for residual in found] == ["first", "second", "third"]
+    before = x.clone()
+    outputs = ProgramModule(without_branches(program, found), {})(x)
+    y = before.relu()
+    for got, expected in zip(outputs, [before, y, 2 * y.flatten(2), 3 * before], strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_a_skip_that_is_scaled_is_not_what_is_left() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.up = nn.Parameter(torch.eye(3)), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.add(x, F.linear(x, self.weight), alpha=2)
+            return torch.add(self.up(x), x, alpha=2)
+
+    _, _, found = residuals_of(Scaled(), torch.zeros(1, 3))
+    assert [(residual.name, residual.tensors) for residual in found] == [("weight", ("weight",))]

@@ -56,7 +56,7 @@ def test_small_networks_compute_the_same(name: str) -> None:
     folded(model, *inputs)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet-v2"])
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet-v1"])
 def test_nets_of_the_zoo_lose_all_their_norms(name: str) -> None:
     model = scrambled(NETS[name](input_shape=(1, 28, 28), classes=10))
     x = torch.randn(2, 1, 28, 28, dtype=torch.float64)

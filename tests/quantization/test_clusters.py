@@ -1,8 +1,9 @@
-"""Clustering: few shared values, trained as the sum of their members, k-means that is a k-means."""
+"""Clustering: few shared values, trained as the sum of their members, for a tensor, a channel or a group of them."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,25 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from featherweight.errors import RequestError
+from featherweight.errors import DataError, RequestError, WeightsError
+from featherweight.graph.capture import capture
 from featherweight.graph.constraint import constrained, fold
+from featherweight.graph.surgery import Plan
 from featherweight.pruning import prune_weights
-from featherweight.quantization.clusters import (
-    INITIALISATIONS,
-    Codebook,
-    cluster_weights,
-    init_density,
-    init_linear,
-    init_random,
-    kmeans,
-)
-
-VALUES = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40)
-
-
-def error(values: torch.Tensor, centroids: torch.Tensor) -> float:
-    """The sum of squared distances to the nearest centroid."""
-    return float((values.double()[:, None] - centroids.double()[None, :]).square().min(1).values.sum())
+from featherweight.quantization import clusters as module
+from featherweight.quantization import product_quantize
+from featherweight.quantization.clusters import cluster_weights
+from featherweight.quantization.codebook import Codebook, pieces
+from featherweight.quantization.kmeans import INITIALISATIONS
+from featherweight.search.journal import Journal, Network
+from featherweight.training.statistics import Evidence, squared_gradients
 
 
 def nonzeros(weight: torch.Tensor) -> int:
@@ -37,69 +31,6 @@ def nonzeros(weight: torch.Tensor) -> int:
 
 def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(9, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 5))
-
-
-def test_linear_starts_evenly_between_the_extremes() -> None:
-    values = torch.tensor([-1.0, 0.0, 0.1, 0.1, 3.0])
-    assert init_linear(values, 5, torch.Generator()).tolist() == [-1.0, 0.0, 1.0, 2.0, 3.0]
-    assert init_linear(values, 1, torch.Generator()).tolist() == pytest.approx([0.44])
-
-
-def test_density_starts_with_as_many_values_each() -> None:
-    values = torch.cat([torch.zeros(6), torch.tensor([10.0, 20.0])])
-    assert init_density(values, 4, torch.Generator()).tolist() == [0.0, 0.0, 0.0, 20.0]
-    assert init_density(torch.arange(9.0), 3, torch.Generator()).tolist() == [1.0, 4.0, 7.0]
-
-
-def test_random_starts_at_values_drawn_without_repetition() -> None:
-    values = torch.arange(20.0)
-    drawn = [init_random(values, 6, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    assert len(drawn[0].unique()) == 6
-    assert torch.equal(drawn[0], drawn[0].sort().values)
-
-
-@pytest.mark.parametrize("init", sorted(INITIALISATIONS))
-@given(values=VALUES, clusters=st.integers(1, 8))
-def test_kmeans_improves_on_its_start_and_stops_at_a_fixed_point(init: str, values: list[float], clusters: int) -> None:
-    line = torch.tensor(values, dtype=torch.float64).sort().values
-    clusters = min(clusters, len(values))
-    start = INITIALISATIONS[init](line, clusters, torch.Generator().manual_seed(0))
-    found = kmeans(line, start, iterations=200)
-    assert error(line, found) <= error(line, start) * (1 + 1e-9) + 1e-9
-    assert torch.equal(found, found.sort().values)
-    torch.testing.assert_close(kmeans(line, found, iterations=1), found, rtol=1e-9, atol=1e-9)
-    if clusters == 1:
-        torch.testing.assert_close(found[0], line.mean(), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_kmeans_reaches_the_best_partition_from_its_neighbourhood(seed: int) -> None:
-    """Brute force: the best clusters of numbers on a line are intervals; started at their means, nothing may move."""
-    line = torch.randn(9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort().values
-    partitions = [
-        torch.stack([line[a:b].mean() for a, b in itertools.pairwise((0, *cuts, 9))])
-        for cuts in itertools.combinations(range(1, 9), 2)
-    ]
-    best = min(partitions, key=lambda centroids: error(line, centroids))
-    torch.testing.assert_close(kmeans(line, best), best)
-    errors = [error(line, kmeans(line, start.sort().values)) for start in partitions]
-    assert min(errors) == pytest.approx(error(line, best))
-
-
-def test_kmeans_agrees_with_the_textbook() -> None:
-    line = torch.randn(500, dtype=torch.float64).sort().values
-    start = init_density(line, 7, torch.Generator())
-    centroids = start
-    for _ in range(500):
-        nearest = (line[:, None] - centroids).abs().argmin(1)
-        centroids = torch.stack([line[nearest == k].mean() for k in range(7)])
-    torch.testing.assert_close(kmeans(line, start, iterations=500), centroids, rtol=1e-9, atol=1e-9)
-
-
-def test_centroid_without_values_stays() -> None:
-    assert kmeans(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.0, 0.6, 5.0])).tolist() == [0.0, 1.0, 5.0]
 
 
 @pytest.mark.parametrize("init", sorted(INITIALISATIONS))
@@ -210,7 +141,19 @@ def test_random_start_depends_on_the_seed_alone() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("options", [{"clusters": 0}, {"clusters": 65536}, {"init": "forgy"}, {"include": ["nothing"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clusters": 0},
+        {"clusters": 65536},
+        {"clusters": 2.5},
+        {"init": "forgy"},
+        {"include": ["nothing"]},
+        {"per": "row"},
+        {"per": 0},
+        {"per": True},
+    ],
+)
 def test_wrong_requests(options: dict[str, object]) -> None:
     with pytest.raises(RequestError):
         cluster_weights(net(), **options)  # type: ignore[arg-type]
@@ -240,3 +183,170 @@ def test_codebook_is_sliced() -> None:
     codebook.take(1, torch.tensor([0, 2]))
     codebook.take(0, torch.tensor([1]))
     assert codebook(torch.tensor([5.0, 7.0])).tolist() == [[7.0, 0.0]]
+
+
+def with_weight(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    return layer
+
+
+@pytest.mark.parametrize(("per", "channels"), [("channel", 1), (2, 2), (5, 5), ("group", 16), (100, 100)])
+@pytest.mark.parametrize("init", ["linear", "optimal"])
+def test_codebooks_for_channels_are_those_of_the_channels_alone(per: str | int, channels: int, init: str) -> None:
+    layer = prune_weights(with_weight(torch.randn(36, 30)), sparsity=0.3)
+    clustered = cluster_weights(layer, clusters=3, per=per, init=init)
+    parts = layer.weight.detach().split(channels)
+    alone = torch.cat([cluster_weights(with_weight(part), clusters=3, init=init).weight for part in parts])
+    assert torch.equal(clustered.weight, alone)
+    assert torch.equal(clustered.weight == 0, layer.weight == 0)
+    assert sum(p.numel() for p in clustered.parameters()) == 3 * len(parts)
+
+
+def test_channels_of_a_convolution_and_one_book_for_a_bias() -> None:
+    clustered = cluster_weights(nn.Conv2d(4, 8, 3), clusters=2, per="channel")
+    assert [nonzeros(channel) for channel in clustered.weight] == [2] * 8
+    assert nonzeros(clustered.bias) == 2
+
+
+def test_codebooks_for_channels_train_as_the_sum_of_their_members_and_are_sliced() -> None:
+    model = nn.Sequential(nn.Linear(6, 8, dtype=torch.float64), nn.Linear(8, 5, dtype=torch.float64))
+    clustered = cluster_weights(model, clusters=2, per="channel")
+    held = clustered[0].parametrizations.weight
+    dense = fold(clustered)
+    x = torch.randn(7, 6, dtype=torch.float64)
+    for each in (clustered, dense):
+        each.zero_grad()
+        each(x).square().sum().backward()
+    sums = [dense[0].weight.grad[held[0].index == k + 1].sum() for k in range(16)]
+    torch.testing.assert_close(held.original.grad, torch.stack(sums))
+
+    removed = {("0.weight", 0): (1, 4), ("0.bias", 0): (1, 4), ("1.weight", 1): (1, 4)}
+    smaller = Plan(removed, inputs=capture(clustered, x).inputs).apply(clustered)
+    kept = torch.tensor([0, 2, 3, 5, 6, 7])
+    torch.testing.assert_close(smaller[0].weight, dense[0].weight[kept])
+    torch.testing.assert_close(smaller[1].weight, dense[1].weight[:, kept])
+    assert all(isinstance(chain[0], Codebook) for chain in constrained(smaller).values())
+    with torch.no_grad():
+        for parameter in smaller.parameters():
+            parameter.mul_(3)
+    torch.testing.assert_close(smaller[0].weight, 3 * dense[0].weight[kept])
+
+
+@pytest.mark.parametrize("count", [254, 255, 256, 32767, 32768])
+def test_index_holds_its_greatest_number(count: int) -> None:
+    codebook = Codebook(torch.tensor([0, count]), count)
+    assert codebook.index.tolist() == [0, count]
+    assert codebook(torch.arange(1.0, count + 1)).tolist() == [0.0, float(count)]
+
+
+def test_importance_weighs_the_squared_error() -> None:
+    """One centroid is the weighted mean; two are best by brute force over the place of the cut."""
+    weight, counts = torch.randn(6, 7, dtype=torch.float64), torch.rand(6, 7, dtype=torch.float64) + 0.1
+    mean = cluster_weights(with_weight(weight), clusters=1, importance={"weight": counts}).weight
+    torch.testing.assert_close(mean[0, 0], (weight * counts).sum() / counts.sum(), rtol=1e-5, atol=0)
+    known = {"weight": counts, "other": counts}
+    both = cluster_weights(with_weight(weight), clusters=2, init="optimal", importance=known).weight.detach()
+    errors = []
+    for cut in weight.flatten():
+        parts = [part for part in (weight <= cut, weight > cut) if part.any()]
+        means = [(weight[part] * counts[part]).sum() / counts[part].sum() for part in parts]
+        errors.append(sum(float((counts[p] * (weight[p] - m).square()).sum()) for p, m in zip(parts, means, strict=True)))
+    assert float((counts * (weight - both).square()).sum()) == pytest.approx(min(errors), rel=1e-4)
+
+
+def test_data_give_the_fisher_information() -> None:
+    model, data = net(), [(torch.randn(16, 9), torch.randint(5, (16,))) for _ in range(2)]
+    names = [name for name, _ in model.named_parameters()]
+    fisher = squared_gradients(Evidence(model, data), names)
+    from_data = cluster_weights(model, clusters=3, importance=data)
+    given_ = cluster_weights(model, clusters=3, importance=fisher)
+    plain = cluster_weights(model, clusters=3)
+    for name, weight in fold(from_data).named_parameters():
+        assert torch.equal(weight, fold(given_).get_parameter(name))
+    assert not torch.equal(from_data[0].weight, plain[0].weight)
+
+
+def test_importance_of_nothing_counts_all_the_same() -> None:
+    layer = with_weight(torch.randn(8, 9))
+    zeros = {"weight": torch.zeros(8, 9)}
+    torch.testing.assert_close(
+        cluster_weights(layer, clusters=3, importance=zeros).weight, cluster_weights(layer, clusters=3).weight
+    )
+    apart = layer.weight.detach() + 9 * layer.weight.detach().sign()
+    zeros["weight"][apart > 0] = 1
+    below = cluster_weights(with_weight(apart), clusters=2, importance=zeros).weight.detach().min()
+    torch.testing.assert_close(below, apart[apart < 0].mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("importance", "error", "message"),
+    [
+        ({}, RequestError, "got none for '0.weight'"),
+        ({"0.weight": torch.ones(9, 12)}, RequestError, r"got \(9, 12\) for '0.weight' of \(12, 9\)"),
+        ({"0.weight": -torch.ones(12, 9)}, RequestError, "at least 0, got -1"),
+        ({"0.weight": torch.full((12, 9), torch.nan)}, RequestError, "finite"),
+        ([], DataError, "no batch"),
+    ],
+)
+def test_importance_that_does_not_fit(importance: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cluster_weights(net(), importance=importance, include=["0.weight"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite(bad: float) -> None:
+    model = net()
+    with torch.no_grad():
+        model[3].weight[2, 3] = bad
+    with pytest.raises(WeightsError, match=r"'3\.weight' holds NaN or infinity"):
+        cluster_weights(model)
+    assert not constrained(cluster_weights(model, exclude=["3.*"])).keys() & {"3.weight"}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_histogram_is_as_good_as_sorting(monkeypatch: pytest.MonkeyPatch, weighted: bool, dtype: torch.dtype) -> None:
+    weight = (torch.randn(300, 400) * torch.rand(300, 1) * (torch.rand(300, 400) < 0.7)).to(dtype)
+    importance = {"weight": torch.rand(300, 400)} if weighted else None
+    exact = cluster_weights(with_weight(weight), clusters=12, init="density", importance=importance).weight.detach().double()
+    monkeypatch.setattr(module, "_MOST_SORTED", 2**10)
+    values, masses = module._line(weight, importance and importance["weight"], 12)
+    assert len(values) < len(weight[weight != 0]) / 2
+    assert torch.equal(values, values.sort().values)
+    total = importance["weight"][weight != 0].double().sum() if importance else (weight != 0).sum().double()
+    torch.testing.assert_close(masses.sum(), total)
+    binned = cluster_weights(with_weight(weight), clusters=12, init="density", importance=importance).weight.detach().double()
+    assert torch.equal(binned == 0, weight == 0)
+    counts = importance["weight"].double() if importance else torch.ones_like(exact)
+    errors = [float((counts * (weight.double() - each).square()).sum()) for each in (binned, exact)]
+    assert errors[0] <= errors[1] * (1 + (1e-2 if dtype is torch.bfloat16 else 1e-4))
+
+
+def test_values_too_close_for_a_histogram_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = with_weight(1 + 1e-5 * torch.randn(100, 200))
+    sorted_ = cluster_weights(layer, clusters=8, init="density").weight
+    monkeypatch.setattr(module, "_MOST_SORTED", 2**10)
+    assert torch.equal(cluster_weights(layer, clusters=8, init="density").weight, sorted_)
+
+
+@pytest.mark.parametrize("make", [lambda m: cluster_weights(m, clusters=3, per="channel"), product_quantize])
+def test_codebooks_come_back_from_a_journal(tmp_path: Path, make: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 8))
+    made = make(model)
+    Journal.open(tmp_path / "run", {}, resume=False).record({}, {"current": Network(made)})
+    back = Journal.open(tmp_path / "run", {}, resume=True).network("current", model)
+    assert back is not None
+    assert torch.equal(back.model[0].weight, made[0].weight)
+    assert [p.shape for p in back.model.parameters()] == [p.shape for p in made.parameters()]
+
+
+def test_pieces_are_views_of_all_elements() -> None:
+    whole = torch.zeros(3, 2**19)
+    sizes = []
+    for piece, same in pieces(whole, whole):
+        piece.add_(1)
+        sizes.append(len(same))
+    assert sizes == [2**20, 2**19]
+    assert bool((whole == 1).all())

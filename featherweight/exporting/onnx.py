@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import FeatherweightError, RequestError
+from featherweight.exporting.qdq import QuantizedModule, in_floats, write_integers
 from featherweight.files import replacing
 from featherweight.graph.capture import Example, as_example, to_module
 from featherweight.graph.program import Node, Program, ProgramModule, map_refs, resolve_op
@@ -59,6 +60,12 @@ def translate(model: nn.Module, example: Example) -> bytes:
     Inputs keep the names of `forward`'s parameters; outputs are called "output", or "output_0", "output_1", … where there are
     several. The result has been run in ONNX Runtime on the example and at another batch size: each output differs from the
     network's by at most √ε of its data type (3.5e-4 for float32) times the output's largest magnitude, and integers not at all.
+
+    Quantized activations (`quantization.place_quantizers`) become QuantizeLinear and DequantizeLinear, and weights on a grid of
+    8 bits become bytes. Kernels add in another order than PyTorch, so that a value half-way between two of the grid may go to
+    the other one, and what follows differs. Outputs then differ from the network's in root mean square by at most twice what
+    quantizing activations itself changes them (two independent roundings would differ by √2 times that), or 1 % of theirs.
+    Outputs that are integers are compared by shape only.
 
     Args:
         model: any module that can be captured; it is not changed.
@@ -138,7 +145,7 @@ def resize_batch(program: Program, example: Example, batch: int) -> tuple[torch.
     )
 
 
-class _Exportable(ProgramModule):
+class _Exportable(QuantizedModule):
     """Runs attention in the form that torch.onnx translates: of four axes, and with an output of known strides.
 
     Its own attention gives other strides than torch's, and what was a view of one is none of the other.
@@ -174,46 +181,71 @@ def _export(net: ProgramModule) -> bytes:
                 output_names=["output"] if count == 1 else [f"output_{i}" for i in range(count)],
                 dynamic_shapes=(axes,),
             )
-            content: bytes = exported.model_proto.SerializeToString()  # type: ignore[union-attr]
+            model = exported.model_proto  # type: ignore[union-attr]
         except Exception as error:
             reason = str(error.__cause__ or error).strip().splitlines()[:3]
             raise FeatherweightError("torch.onnx cannot express this network: " + "\n".join(reason)) from error
+    write_integers(model, net.bounds)
+    content: bytes = model.SerializeToString()
     return content
 
 
 def _check(content: bytes, net: ProgramModule, example: Example) -> None:
     """Raises if ONNX Runtime's outputs differ from the network's, on the example or at another batch size."""
     session = open_session(content)
+    exact = in_floats(net)
     size = max((len(t) for t in as_example(example) if isinstance(t, torch.Tensor) and t.dim() > 0), default=1)
     for batch in sorted({1, size, size + 3}):
         inputs = resize_batch(net.program, example, batch)
         with torch.no_grad():
             wanted = pytree.tree_leaves(net(*inputs))
+            unrounded = wanted if exact is None else pytree.tree_leaves(exact(*inputs))
         feeds = {spec.name: tensor.numpy() for spec, tensor in zip(net.program.inputs, inputs, strict=True)}
         try:
             got = session.run(None, feeds)
         except Exception as error:
             raise FeatherweightError(f"ONNX Runtime fails on this network at batch size {batch}: {error}") from error
-        for output, want, have in zip(session.get_outputs(), wanted, got, strict=True):
-            _compare(torch.from_numpy(have), want, f"{output.name!r} at batch size {batch}")
+        for output, want, have, float_ in zip(session.get_outputs(), wanted, got, unrounded, strict=True):
+            where = f"{output.name!r} at batch size {batch}"
+            if exact is None:
+                _compare(torch.from_numpy(have), want, where)
+            else:
+                _compare_rounded(torch.from_numpy(have), want, float_, where)
 
 
 def _compare(got: torch.Tensor, want: torch.Tensor, where: str) -> None:
-    if got.shape != want.shape or got.dtype != want.dtype:
-        raise FeatherweightError(
-            f"ONNX Runtime must give what the network gives, but for {where} it gives {tuple(got.shape)} {got.dtype} "
-            f"and the network {tuple(want.shape)} {want.dtype}"
-        )
+    _compare_form(got, want, where)
     allowed = 0.0
     if want.is_floating_point():
         finite = want[want.isfinite()].abs()
         allowed = torch.finfo(want.dtype).eps ** 0.5 * (finite.max().item() if len(finite) else 0.0)
     if not torch.allclose(got, want, rtol=0.0, atol=allowed, equal_nan=True):
-        worst = (got.double() - want.double()).abs().max().item()
+        _refuse(where, "up to", (got.double() - want.double()).abs().max().item(), allowed)
+
+
+def _compare_rounded(got: torch.Tensor, want: torch.Tensor, unrounded: torch.Tensor, where: str) -> None:
+    """As `_compare`, where activations are rounded to a grid: see `translate` for what is allowed."""
+    _compare_form(got, want, where)
+    if want.is_floating_point() and want.numel():
+        differs, by_itself, size = (t.double().square().mean().sqrt().item() for t in (got - want, unrounded - want, want))
+        allowed = max(2 * by_itself, 0.01 * size)
+        if not differs <= allowed:
+            _refuse(where, "a root mean square of", differs, allowed)
+
+
+def _compare_form(got: torch.Tensor, want: torch.Tensor, where: str) -> None:
+    if got.shape != want.shape or got.dtype != want.dtype:
         raise FeatherweightError(
-            f"ONNX Runtime must give what the network gives, but for {where} they differ by up to {worst:.3g} "
-            f"(allowed: {allowed:.3g}); nothing was written. Run the network in PyTorch, and report this as a bug"
+            f"ONNX Runtime must give what the network gives, but for {where} it gives {tuple(got.shape)} {got.dtype} "
+            f"and the network {tuple(want.shape)} {want.dtype}"
         )
+
+
+def _refuse(where: str, measure: str, differs: float, allowed: float) -> None:
+    raise FeatherweightError(
+        f"ONNX Runtime must give what the network gives, but for {where} they differ by {measure} {differs:.3g} "
+        f"(allowed: {allowed:.3g}); nothing was written. Run the network in PyTorch, and report this as a bug"
+    )
 
 
 @contextlib.contextmanager

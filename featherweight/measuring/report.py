@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from featherweight.errors import RequestError
+from featherweight.exporting.qdq import in_floats
 from featherweight.graph.capture import Example, tensors_of, to_module
 from featherweight.graph.cost import count_macs
 from featherweight.graph.program import ProgramModule
-from featherweight.measuring.latency import Latency, measure_latency
+from featherweight.measuring.latency import Latency, compare_latency, speed_up
 from featherweight.measuring.size import count_nonzero, count_parameters, packed_bytes
 from featherweight.packaging import load
 from featherweight.training.data import Loader
@@ -38,6 +39,9 @@ class Report:
         threads: how many threads the runs had.
         batch: how many samples a run had.
         runtime: what ran it, with its version.
+        float_latency_s: of a network with quantized activations, median time of the same network in floats, its runs in turns
+            with those above; None where activations are floats.
+        float_latency_spread_s: interquartile range of those times, in seconds.
     """
 
     accuracy: float | None
@@ -50,6 +54,15 @@ class Report:
     threads: int
     batch: int
     runtime: str
+    float_latency_s: float | None = None
+    float_latency_spread_s: float | None = None
+
+    @property
+    def speed_up(self) -> float | None:
+        """How many times faster quantized activations make the network; below 1 if slower; None if the clock cannot tell."""
+        if self.float_latency_s is None or self.float_latency_spread_s is None:
+            return None
+        return speed_up(self.float_latency_s, self.latency_s, (self.float_latency_spread_s + self.latency_spread_s) / 2)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, in the order above."""
@@ -70,6 +83,8 @@ def measure(
     progress: Progress = silent,
 ) -> Report:
     """Measures a network: accuracy, bytes on disk, parameters, multiply-accumulates, and latency at batch size 1.
+
+    A network with quantized activations is timed in turns with itself in floats: integers may well be slower.
 
     Args:
         model: any module that can be captured, or the path of a `.fw` file.
@@ -99,9 +114,12 @@ def measure(
     net = to_module(source, example)
     size_bytes = packed_bytes(net, example) if file is None else file.stat().st_size
     accuracy = None if data is None else evaluate(source, data, progress=progress)
+    floats = None
     if latency is None:
         progress("latency", 0, 1)
-        latency = measure_latency(net, example, threads=threads)
+        twin = in_floats(net)
+        latency, *others = compare_latency([net, *([] if twin is None else [twin])], example, threads=threads)
+        floats = next(iter(others), None)
         progress("latency", 1, 1)
     return Report(
         accuracy=accuracy,
@@ -114,6 +132,8 @@ def measure(
         threads=latency.threads,
         batch=latency.batch,
         runtime=latency.runtime,
+        float_latency_s=None if floats is None else floats.median_s,
+        float_latency_spread_s=None if floats is None else floats.spread_s,
     )
 
 

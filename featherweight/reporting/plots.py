@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from featherweight.pruning.sensitivity import Sensitivity
+    from featherweight.quantization.mixed import BitSensitivity
 
-__all__ = ["COLOURS", "MARKERS", "Point", "canvas", "plot_sensitivity", "plot_size_accuracy"]
+__all__ = ["COLOURS", "MARKERS", "Point", "canvas", "plot_bit_sensitivity", "plot_sensitivity", "plot_size_accuracy"]
 
 # Okabe and Ito's colours (2008), apart for every kind of colour blindness; black is kept for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -117,6 +118,30 @@ def plot_sensitivity(scan: Sensitivity, path: str | Path, *, title: str = "") ->
     return Path(path)
 
 
+def plot_bit_sensitivity(scan: BitSensitivity, path: str | Path, *, title: str = "") -> Path:
+    """Draws the error of the outputs (logarithmic) against the bits of one tensor, a line for each tensor.
+
+    Args:
+        scan: what `quantization.scan_bits` found; errors of 0 are not drawn.
+        path: where to write; ends in .svg or .png.
+        title: above the plot; nothing by default.
+
+    Returns:
+        The path written.
+
+    Raises:
+        RequestError: the path is unusable, or matplotlib is missing.
+
+    Example:
+        >>> from featherweight.quantization import BitSensitivity
+        >>> plot_bit_sensitivity(BitSensitivity((2, 4), {"fc1.weight": (0.1, 0.001)}, {"fc1.weight": 100}), "bits.svg").name
+        'bits.svg'
+    """
+    with canvas(path) as figure:
+        _draw_bit_sensitivity(figure.add_subplot(), scan, title)
+    return Path(path)
+
+
 @contextmanager
 def canvas(path: str | Path, *, inches: tuple[float, float] = (7.2, 4.5)) -> Iterator[Figure]:
     """An empty figure in the style of all our plots, on white, written when the block ends well.
@@ -205,17 +230,33 @@ def _draw_sensitivity(axes: Axes, scan: Sensitivity, title: str) -> None:
     sparsities = [100 * sparsity for sparsity in (0.0, *scan.sparsities)]
     axes.axhline(scan.accuracy * 100, color="black", linestyle="--", linewidth=1.2)
     for position, (name, accuracies) in enumerate(scan.accuracies.items()):
-        style: dict[str, Any] = {
-            "color": COLOURS[position % len(COLOURS)],
-            "marker": MARKERS[(position + position // len(COLOURS)) % len(MARKERS)],  # no pair twice before the 37th line
-            "markersize": 5,
-            "linewidth": 1.4,
-        }
-        axes.plot(sparsities, [100 * accuracy for accuracy in (scan.accuracy, *accuracies)], label=name, **style)
+        axes.plot(
+            sparsities, [100 * accuracy for accuracy in (scan.accuracy, *accuracies)], label=name, **_line_style(position)
+        )
     axes.set(xlabel="sparsity of one tensor in %, the others whole", ylabel="accuracy in %")
     if title:
         axes.set_title(title, pad=12)
     axes.figure.legend(loc="outside lower center", ncols=3)
+
+
+def _draw_bit_sensitivity(axes: Axes, scan: BitSensitivity, title: str) -> None:
+    for position, (name, errors) in enumerate(scan.errors.items()):
+        drawn = [(bits, error) for bits, error in zip(scan.bits, errors, strict=True) if error > 0]
+        axes.plot([bits for bits, _ in drawn], [error for _, error in drawn], label=name, **_line_style(position))
+    axes.set(xlabel="bits of one tensor, the others whole", ylabel="error of the outputs", yscale="log", xticks=scan.bits)
+    if title:
+        axes.set_title(title, pad=12)
+    axes.figure.legend(loc="outside lower center", ncols=3)
+
+
+def _line_style(position: int) -> dict[str, Any]:
+    """Of one of many lines: no colour and marker together twice before the 37th."""
+    return {
+        "color": COLOURS[position % len(COLOURS)],
+        "marker": MARKERS[(position + position // len(COLOURS)) % len(MARKERS)],
+        "markersize": 5,
+        "linewidth": 1.4,
+    }
 
 
 def _write(figure: Figure, path: Path) -> None:

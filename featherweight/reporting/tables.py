@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featherweight.measuring.latency import speed_up
 from featherweight.measuring.report import Report
 from featherweight.reporting.units import bytes_text, count_text, percent_text, seconds_text
 
@@ -56,6 +57,10 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     table = _table("", "")
     for name, value in _cells(report).items():
         table.add_row(name, value)
+    if report.float_latency_s is not None and report.float_latency_spread_s is not None:
+        table.add_row("in floats", _latency(report.float_latency_s, report.float_latency_spread_s))
+        spread = (report.float_latency_spread_s + report.latency_spread_s) / 2
+        table.add_row("by integers", _speed(report.float_latency_s, report.latency_s, spread))
     _print(table, console, note=_conditions(report))
 
 
@@ -118,7 +123,7 @@ def _before_after(before: Report, after: Report) -> list[tuple[str, str, str, st
         "parameters": _factor(before.parameters, after.parameters, "fewer", "more"),
         "nonzero": _factor(before.nonzero_parameters, after.nonzero_parameters, "fewer", "more"),
         "MACs": _factor(before.macs, after.macs, "fewer", "more"),
-        "latency": _factor(before.latency_s, after.latency_s, "faster", "slower"),
+        "latency": _speed(before.latency_s, after.latency_s, (before.latency_spread_s + after.latency_spread_s) / 2),
     }
     old, new = _cells(before), _cells(after)
     return [(name, old[name], new[name], gain) for name, gain in gains.items()]
@@ -132,8 +137,12 @@ def _cells(report: Report) -> dict[str, str]:
         "parameters": count_text(report.parameters),
         "nonzero": count_text(report.nonzero_parameters),
         "MACs": count_text(report.macs),
-        "latency": f"{seconds_text(report.latency_s)} (IQR {seconds_text(report.latency_spread_s)})",
+        "latency": _latency(report.latency_s, report.latency_spread_s),
     }
+
+
+def _latency(median_s: float, spread_s: float) -> str:
+    return f"{seconds_text(median_s)} (IQR {seconds_text(spread_s)})"
 
 
 def _conditions(report: Report) -> str:
@@ -148,6 +157,13 @@ def _points(before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return "–"
     return f"{(after - before) * 100:+.2f} points"
+
+
+def _speed(before_s: float, after_s: float, spread_s: float) -> str:
+    """By what factor a latency changed, if the clock confirms it."""
+    if speed_up(before_s, after_s, spread_s) is None:
+        return "same, by this clock"
+    return _factor(before_s, after_s, "faster", "slower")
 
 
 def _factor(before: float, after: float, shrunk: str, grown: str) -> str:

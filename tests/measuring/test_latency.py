@@ -47,7 +47,7 @@ def test_the_asked_batch_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_turns_alternate() -> None:
     calls = []
-    times = latency._time_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], seconds=1e-4)
+    times = latency.time_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], seconds=1e-4)
     turns = sum(first != second for first, second in itertools.pairwise(calls)) + 1
     assert turns >= 4  # two of warm-up, then one each at least
     assert min(map(len, times)) >= 7
@@ -60,14 +60,14 @@ def test_the_first_run_of_a_turn_is_not_counted() -> None:
 
 
 def test_a_slow_network_beside_a_fast_one_is_not_run_too_rarely() -> None:
-    fast, slow = latency._time_in_turns([lambda: None, lambda: time.sleep(0.02)], seconds=1e-3)
+    fast, slow = latency.time_in_turns([lambda: None, lambda: time.sleep(0.02)], seconds=1e-3)
     assert len(slow) >= 7
     assert sorted(fast)[len(fast) // 2] < 0.01 < sorted(slow)[len(slow) // 2]
 
 
 def test_time_is_bounded_and_measured_in_seconds() -> None:
     start = time.perf_counter()
-    (times,) = latency._time_in_turns([lambda: time.sleep(0.01)], seconds=0.1)
+    (times,) = latency.time_in_turns([lambda: time.sleep(0.01)], seconds=0.1)
     assert time.perf_counter() - start < 5
     assert len(times) >= 7
     assert 0.01 <= sorted(times)[len(times) // 2] < 0.1

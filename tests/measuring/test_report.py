@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from featherweight.measuring import report
 from featherweight.measuring.latency import Latency
 from featherweight.measuring.report import Report, measure
 from featherweight.packaging import save
+from featherweight.quantization.uniform import quantize_uniform
 
 
 def small_net() -> nn.Sequential:
@@ -36,7 +38,7 @@ def batches(net: nn.Module, wrong: int) -> list[tuple[torch.Tensor, torch.Tensor
 @pytest.fixture
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests about everything else: the latency costs an export."""
-    monkeypatch.setattr(report, "measure_latency", lambda *_, **__: Latency(1e-3, 1e-4, 7, 1, 1, "onnxruntime 0"))
+    monkeypatch.setattr(report, "compare_latency", lambda *_, **__: [Latency(1e-3, 1e-4, 7, 1, 1, "onnxruntime 0")])
 
 
 def test_fields() -> None:
@@ -68,7 +70,7 @@ def test_file_program_and_module_measure_alike(tmp_path: Path) -> None:
 
 
 def test_a_latency_that_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featherweight.measuring.report.measure_latency", None)
+    monkeypatch.setattr("featherweight.measuring.report.compare_latency", None)
     got = measure(small_net(), torch.randn(1, 1, 6, 6), latency=Latency(2e-6, 1e-7, 9, 4, 1, "a clock"))
     assert (got.latency_s, got.latency_spread_s, got.threads, got.runtime) == (2e-6, 1e-7, 4, "a clock")
     assert got.accuracy is None
@@ -97,3 +99,29 @@ def test_a_module_needs_an_example() -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"net\.fw"):
         measure(tmp_path / "net.fw")
+
+
+def test_a_quantized_network_is_timed_beside_itself_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def clock(models: list[nn.Module], *_: object, **__: object) -> list[Latency]:
+        timed.extend(models)
+        return [Latency(median, 1e-4, 7, 1, 1, "onnxruntime 0") for median in (1e-3, 3e-3)]
+
+    monkeypatch.setattr(report, "compare_latency", clock)
+    x = torch.randn(8, 1, 6, 6)
+    net = small_net()
+    quantized = quantize_uniform(net, x, activation_bits=8, calibrate=[(x, torch.zeros(8))])
+    got = measure(quantized, x)
+    assert (got.latency_s, got.float_latency_s, got.speed_up) == (1e-3, 3e-3, pytest.approx(3.0))
+    with torch.no_grad():
+        by_rounding = [(model(x) - net(x)).abs().max().item() for model in timed]
+    assert by_rounding[1] < by_rounding[0]
+    assert by_rounding[1] < 0.02  # its weights are on a grid, too
+
+
+def test_what_the_clock_does_not_confirm_is_no_speed_up() -> None:
+    usual = Report(None, 1, 1, 1, 1, 1e-3, 2e-4, 1, 1, "onnxruntime 0")
+    assert usual.speed_up is None
+    assert replace(usual, float_latency_s=1.1e-3, float_latency_spread_s=1e-4).speed_up is None
+    assert replace(usual, float_latency_s=0.5e-3, float_latency_spread_s=1e-4).speed_up == pytest.approx(0.5)

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from featherweight.errors import RequestError
 from featherweight.pruning.sensitivity import Sensitivity
+from featherweight.quantization import BitSensitivity
 from featherweight.reporting import plots
-from featherweight.reporting.plots import Point, plot_sensitivity, plot_size_accuracy
+from featherweight.reporting.plots import Point, plot_bit_sensitivity, plot_sensitivity, plot_size_accuracy
 
 POINTS = [
     Point(44_103, 0.9896, "prune + cluster", label="6 bits"),
@@ -69,6 +70,18 @@ def test_sensitivity_draws_a_line_for_each_tensor_and_one_for_the_network() -> N
 def test_sensitivity_svg_is_the_same_each_time(tmp_path: Path) -> None:
     first = plot_sensitivity(SCAN, tmp_path / "a.svg", title="LeNet").read_bytes()
     assert first == plot_sensitivity(SCAN, tmp_path / "b.svg", title="LeNet").read_bytes()
+
+
+def test_bit_sensitivity_draws_a_line_for_each_tensor_without_zeros(tmp_path: Path) -> None:
+    scan = BitSensitivity(
+        (2, 4, 8), {"conv.weight": (0.5, 0.01, 0.0), "fc.weight": (0.1, 0.2, 0.3)}, {"conv.weight": 9, "fc.weight": 4}
+    )
+    axes = Figure(layout="constrained").add_subplot()
+    plots._draw_bit_sensitivity(axes, scan, "LeNet")
+    assert [str(line.get_label()) for line in axes.get_lines()] == list(scan.errors)
+    assert axes.get_lines()[0].get_xydata().tolist() == [[2.0, 0.5], [4.0, 0.01]]
+    assert axes.get_yscale() == "log"
+    assert plot_bit_sensitivity(scan, tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
 
 
 def test_global_settings_stay_as_they_were(tmp_path: Path) -> None:

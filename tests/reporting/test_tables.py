@@ -127,3 +127,13 @@ def test_contents_of_a_real_file(tmp_path: Path) -> None:
     rows = rows_of(printed(lambda console: print_contents(inspect(tmp_path / "net.fw"), console=console)))
     assert rows["file"] == f"{size:,}"
     assert rows["weight"].startswith("20 × 30 | ")
+
+
+@pytest.mark.parametrize(
+    ("float_s", "said"), [(300e-6, "1.97 × faster"), (100e-6, "1.52 × slower"), (153e-6, "same, by this clock")]
+)
+def test_integers_are_faster_only_where_the_clock_says_so(float_s: float, said: str) -> None:
+    quantized = dataclasses.replace(AFTER, float_latency_s=float_s, float_latency_spread_s=1e-6)
+    rows = rows_of(printed(lambda console: print_report(quantized, console=console)))
+    assert rows["by integers"] == said
+    assert "in floats" not in rows_of(printed(lambda console: print_report(AFTER, console=console)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featherweight.packaging.reader import inspect, load, load_tensors
-from featherweight.packaging.writer import save, save_tensors
+from featherweight.packaging.reader import decode, inspect, load, load_tensors
+from featherweight.packaging.writer import encode, save, save_tensors
 
-__all__ = ["inspect", "load", "load_tensors", "save", "save_tensors"]
+__all__ = ["decode", "encode", "inspect", "load", "load_tensors", "save", "save_tensors"]

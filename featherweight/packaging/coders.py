@@ -15,22 +15,33 @@ import numpy.typing as npt
 from featherweight.errors import FormatError
 from featherweight.packaging.bits import pack_fields, unpack_fields
 from featherweight.packaging.cursor import Cursor, varint
+from featherweight.packaging.gridded import GRID
 from featherweight.packaging.huffman import code_lengths, decode_symbols, encode_symbols, symbols_size
+from featherweight.packaging.modelled import (
+    EXPONENT,
+    PALETTE,
+    Payload,
+    View,
+    decode_sparse,
+    decode_view,
+    encode_sparse,
+    encode_view,
+)
 from featherweight.packaging.runs import decode_runs, encode_runs
-from featherweight.packaging.survey import CHUNK, Bits, Counts, Palette, Survey, exponents_of
+from featherweight.packaging.survey import CHUNK, Bits, Counts, Layout, Palette, Survey, exponents_of, rotated
 
 __all__ = ["CODERS", "Coder", "Layout", "choose"]
 
 Found = TypeVar("Found")
 
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a decoder must know of the tensor: its element type (an unsigned integer), its size, and its rows as a matrix."""
-
-    dtype: np.dtype[np.unsignedinteger]
-    count: int
-    rows: int = 1
+_SMALL = 1 << 13
+_CLASSIC = (
+    "huffman",
+    "exponent",
+    "sparse",
+    "sparse_huffman",
+    "sparse_exponent",
+)  # what takes a few bytes less for small tensors only
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,9 @@ def choose(survey: Survey) -> str:
         >>> choose(Survey(np.array([7, 7, 7, 7], np.uint32)))
         'palette'
     """
-    return min((size, coder.number, name) for name, coder in CODERS.items() if (size := coder.size(survey)) is not None)[2]
+    names = CODERS if len(survey.bits) <= _SMALL else [name for name in CODERS if name not in _CLASSIC]
+    sizes = ((CODERS[name].size(survey), CODERS[name].number, name) for name in names)
+    return min((size, number, name) for size, number, name in sizes if size is not None)[2]
 
 
 # raw: the elements as they are
@@ -164,8 +177,7 @@ def _exponent_encode(survey: Survey) -> list[bytes | memoryview]:
     for at, chunk in zip(range(0, len(top), CHUNK), survey.chunks(), strict=True):
         part = slice(at, at + len(chunk))
         top[part] = exponents_of(chunk)
-        rotated = chunk << chunk.dtype.type(1) | chunk >> chunk.dtype.type(8 * itemsize - 1)
-        low[part] = rotated.view(np.uint8).reshape(-1, itemsize)[:, :-1]
+        low[part] = rotated(chunk).view(np.uint8).reshape(-1, itemsize)[:, :-1]
     present = np.flatnonzero(survey.exponents)
     return [*_encode_coded(Survey(top), present.astype(np.uint8), survey.exponents[present]), low.reshape(-1).data]
 
@@ -267,6 +279,29 @@ def _indices(survey: Survey, values: Bits) -> npt.NDArray[np.uint8]:
     return indices
 
 
+def _tried(
+    number: int, name: str, encode: Callable[[Survey], Payload | None], decode: Callable[[Cursor, Layout], Bits]
+) -> Coder:
+    """A coder that must code a tensor to know its size."""
+
+    def payload(survey: Survey) -> Payload | None:
+        if name not in survey.payloads:
+            survey.payloads[name] = encode(survey)
+        return survey.payloads[name]
+
+    def size(survey: Survey) -> int | None:
+        coded = payload(survey)
+        return None if coded is None else sum(map(len, coded))
+
+    return Coder(number, size, lambda survey: _known(payload(survey)), decode)
+
+
+def _modelled(number: int, name: str, view: View) -> Coder:
+    return _tried(
+        number, name, lambda survey: encode_view(survey, view), lambda cursor, layout: decode_view(cursor, layout, view)
+    )
+
+
 CODERS: dict[str, Coder] = {
     "raw": Coder(0, _raw_size, _raw_encode, _raw_decode),
     "palette": Coder(1, _palette_size, _palette_encode, _palette_decode),
@@ -290,4 +325,8 @@ CODERS: dict[str, Coder] = {
         lambda survey: _sparse_encode(survey, _exponent_encode),
         lambda cursor, layout: _sparse_decode(cursor, layout, _exponent_decode),
     ),
+    "palette_ans": _modelled(7, "palette_ans", PALETTE),
+    "exponent_ans": _modelled(8, "exponent_ans", EXPONENT),
+    "sparse_ans": _tried(9, "sparse_ans", encode_sparse, decode_sparse),
+    "grid_ans": _modelled(10, "grid_ans", GRID),
 }

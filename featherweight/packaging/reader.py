@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,18 +16,20 @@ from featherweight.graph.program import ProgramModule
 from featherweight.packaging.coders import Layout
 from featherweight.packaging.cursor import Cursor
 from featherweight.packaging.manifest import LONGEST_MANIFEST, MAGIC, VERSION, Manifest, decode_manifest
-from featherweight.packaging.tensors import Frame, TensorLayout, coder_name, decode_frame, tensor_of
+from featherweight.packaging.survey import Bits
+from featherweight.packaging.tensors import Frame, TensorLayout, checksum_of, coder_name, decode_frame, tensor_of
 
-__all__ = ["Contents", "TensorContents", "inspect", "load", "load_tensors"]
+__all__ = ["Contents", "TensorContents", "decode", "inspect", "load", "load_tensors"]
 
 FREE_BYTES = 64 << 20
 MOST_EXPANSION = 4096
-_SMALLEST_FRAME = 6
+_SMALLEST_FRAME = 2
+_CHECKSUM = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TensorContents:
-    """What a tensor takes in a file: `size_bytes` includes the coder's number, the length and the checksum."""
+    """What a tensor takes in a file: `size_bytes` includes the coder's number and the payload's length."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,7 +46,7 @@ class TensorContents:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Where every byte of a file goes: header, architecture (the program, names and shapes), and each tensor."""
+    """Where every byte of a file goes: header (with the checksum), architecture (program, names, shapes), and each tensor."""
 
     has_network: bool
     header_bytes: int
@@ -76,7 +79,8 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Progr
         >>> load("layer.fw")(torch.zeros(5, 3)).shape
         torch.Size([5, 2])
     """
-    manifest, tensors = _read_all(path, max_bytes)
+    with _open(path) as file:
+        manifest, tensors = _read_all(file, repr(os.fspath(path)), max_bytes)
     if not manifest.has_network:
         raise FormatError(f"{os.fspath(path)!r} holds tensors but no network; read it with load_tensors")
     try:
@@ -107,7 +111,29 @@ def load_tensors(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         ...     load_tensors(f"{folder}/a.fw")
         {'a': tensor([1., 2.])}
     """
-    return _read_all(path, max_bytes)[1]
+    with _open(path) as file:
+        return _read_all(file, repr(os.fspath(path)), max_bytes)[1]
+
+
+def decode(data: bytes, *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
+    """The tensors that `encode` packed, bit for bit.
+
+    Args:
+        data: what `encode` gave, or all bytes of a file.
+        max_bytes: as for `load`.
+
+    Returns:
+        The tensors, by name.
+
+    Raises:
+        FormatError: as for `load`.
+
+    Example:
+        >>> from featherweight.packaging.writer import encode
+        >>> decode(encode({"a": torch.tensor([1 + 2j, -0.0])}))
+        {'a': tensor([1.+2.j, -0.+0.j])}
+    """
+    return _read_all(io.BytesIO(data), f"a string of {len(data)} bytes", max_bytes)[1]
 
 
 def inspect(path: str | os.PathLike[str]) -> Contents:
@@ -138,8 +164,11 @@ def inspect(path: str | os.PathLike[str]) -> Contents:
         for spec, layout in zip(manifest.program.tensors, manifest.layouts, strict=True):
             start = source.at
             coder, size = source.frame_head(spec.name)
-            source.skip(size + 4)
+            source.skip(size + (_CHECKSUM if source.version == 1 else 0))
             tensors.append(TensorContents(spec.name, layout.shape, layout.dtype, coder, source.at - start))
+        if source.version > 1:
+            source.skip(_CHECKSUM)
+            header_bytes += _CHECKSUM
         source.end()
     return Contents(manifest.has_network, header_bytes, architecture_bytes, tuple(tensors))
 
@@ -149,8 +178,10 @@ class _Source:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.size = os.fstat(file.fileno()).st_size
-        self.at = 0
+        self.size = file.seek(0, os.SEEK_END)
+        self.at = file.seek(0)
+        self.version = 0
+        self._checksum = 0
 
     def skip(self, size: int) -> None:
         if size > self.size - self.at:
@@ -174,11 +205,19 @@ class _Source:
         return Cursor(number, "the file").varint()
 
     def frame_head(self, what: str) -> tuple[str, int]:
-        return coder_name(self.take(1)[0], what), self.varint()
+        return coder_name(self.take(1)[0], self.version, what), self.varint()
 
-    def frame(self, what: str) -> Frame:
+    def frame(self, layout: Layout, what: str) -> Bits:
         coder, size = self.frame_head(what)
-        return Frame(coder, self.take(size), int.from_bytes(self.take(4), "little"))
+        payload = self.take(size)
+        checksum = int.from_bytes(self.take(_CHECKSUM), "little") if self.version == 1 else None
+        bits = decode_frame(Frame(coder, payload, checksum), layout, what)
+        self._checksum = checksum_of(bits, self._checksum)
+        return bits
+
+    def check(self) -> None:
+        if self.version > 1 and int.from_bytes(self.take(_CHECKSUM), "little") != self._checksum:
+            raise FormatError("the file is damaged: its checksum does not match; get the file again")
 
     def end(self) -> None:
         if self.at < self.size:
@@ -196,38 +235,37 @@ def _read_manifest(source: _Source) -> tuple[Manifest, int]:
     """The manifest, and the bytes of the header before it."""
     if source.size < len(MAGIC) or source.take(len(MAGIC)) != MAGIC:
         raise FormatError("this is not a .fw file: it does not start with its four magic bytes")
-    version = source.take(1)[0]
-    if version != VERSION:
-        raise FormatError(f"this featherweight reads .fw files of version {VERSION}, got version {version}; upgrade it")
+    source.version = source.take(1)[0]
+    if not 1 <= source.version <= VERSION:
+        raise FormatError(f"this featherweight reads .fw files of versions 1 to {VERSION}, got {source.version}; upgrade it")
     size = source.varint()
     if size > LONGEST_MANIFEST:
         raise FormatError(f"the manifest is damaged: it may take {LONGEST_MANIFEST} bytes, and says {size}")
     header_bytes = source.at
-    bits = decode_frame(source.frame("the manifest"), Layout(np.dtype(np.uint8), size), "the manifest")
-    manifest = decode_manifest(bits.tobytes())
+    manifest = decode_manifest(source.frame(Layout(np.dtype(np.uint8), size), "the manifest").tobytes())
     if len(manifest.layouts) * _SMALLEST_FRAME > source.size - source.at:
         raise FormatError(f"the file is cut short: it cannot hold {len(manifest.layouts)} tensors")
     return manifest, header_bytes
 
 
-def _read_all(path: str | os.PathLike[str], max_bytes: int | None) -> tuple[Manifest, dict[str, torch.Tensor]]:
-    with _open(path) as file:
-        source = _Source(file)
-        manifest, _ = _read_manifest(source)
-        limit = FREE_BYTES + MOST_EXPANSION * source.size if max_bytes is None else max_bytes
-        if manifest.size_bytes > limit:
-            raise FormatError(
-                f"a file of {source.size} bytes may expand to {limit}, {os.fspath(path)!r} says {manifest.size_bytes}; "
-                "pass max_bytes= if you trust it"
-            )
-        tensors = dict(_read_tensors(source, manifest))
-        source.end()
+def _read_all(file: IO[bytes], name: str, max_bytes: int | None) -> tuple[Manifest, dict[str, torch.Tensor]]:
+    source = _Source(file)
+    manifest, _ = _read_manifest(source)
+    limit = FREE_BYTES + MOST_EXPANSION * source.size if max_bytes is None else max_bytes
+    if manifest.size_bytes > limit:
+        raise FormatError(
+            f"a file of {source.size} bytes may expand to {limit}, {name} says {manifest.size_bytes}; "
+            "pass max_bytes= if you trust it"
+        )
+    tensors = dict(_read_tensors(source, manifest))
+    source.check()
+    source.end()
     return manifest, tensors
 
 
 def _read_tensors(source: _Source, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
     for spec, layout in zip(manifest.program.tensors, manifest.layouts, strict=True):
-        bits = decode_frame(source.frame(spec.name), layout.layout, spec.name)
+        bits = source.frame(layout.layout(source.version), spec.name)
         if layout.dtype is torch.bool and len(bits) and int(bits.max()) > 1:
             raise FormatError(f"{spec.name} is damaged: a bool is neither 0 nor 1")
         yield spec.name, tensor_of(bits, layout.dtype, layout.shape)

@@ -17,7 +17,7 @@ from featherweight.packaging.bits import pack_fields, unpack_fields
 from featherweight.packaging.cursor import Cursor
 from featherweight.packaging.huffman import Counts, code_lengths, decode_symbols, encode_symbols, symbols_size
 
-__all__ = ["MOST_MANTISSA", "best_mantissa", "bucket", "decode_runs", "encode_runs"]
+__all__ = ["MOST_MANTISSA", "best_mantissa", "bucket", "bucket_starts", "decode_runs", "encode_runs"]
 
 Runs = npt.NDArray[np.int64]
 
@@ -43,8 +43,16 @@ def bucket(runs: Runs, mantissa: int) -> tuple[Runs, Runs]:
     return (width << mantissa) + (runs >> width), width
 
 
-def _starts(alphabet: int, mantissa: int) -> tuple[Runs, npt.NDArray[np.uint8]]:
-    """The smallest run of each bucket, and its plain bits."""
+def bucket_starts(alphabet: int, mantissa: int) -> tuple[Runs, npt.NDArray[np.uint8]]:
+    """The smallest run of each bucket, and the number of plain bits that tell where in the bucket a run is.
+
+    Args:
+        alphabet: the number of buckets.
+        mantissa: bits, 0 to 4.
+
+    Returns:
+        Two arrays of shape [alphabet].
+    """
     symbols = np.arange(alphabet, dtype=np.int64)
     width = np.maximum((symbols >> mantissa) - 1, 0)
     return symbols - (width << mantissa) << width, width.astype(np.uint8)
@@ -60,7 +68,7 @@ def best_mantissa(finest: Counts) -> tuple[int, int]:
         A number of bytes, without the one that tells the alphabet, and a number of bits.
     """
     used = np.flatnonzero(finest)
-    starts, _ = _starts(len(finest), MOST_MANTISSA)
+    starts, _ = bucket_starts(len(finest), MOST_MANTISSA)
     choices = []
     for mantissa in range(MOST_MANTISSA + 1):
         symbols, widths = bucket(starts[used], mantissa)
@@ -112,7 +120,7 @@ def decode_runs(cursor: Cursor, count: int, mantissa: int, longest: int) -> npt.
         FormatError: a run may exceed `longest` by far, or the codes are damaged.
     """
     alphabet = cursor.byte() + 1
-    starts, widths = _starts(alphabet, mantissa)
+    starts, widths = bucket_starts(alphabet, mantissa)
     symbols = decode_symbols(cursor, count, alphabet)
     last = int(symbols.max())
     if last >= 62 << mantissa or int(starts[last]) > longest:

@@ -12,18 +12,34 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from featherweight.packaging.lattice import INTEGER, Bits, Lattice, find_lattice
 from featherweight.packaging.runs import MOST_MANTISSA, best_mantissa, bucket
+from featherweight.quantization.trellis import follows
 
-__all__ = ["MOST_VALUES", "Palette", "Survey", "exponents_of"]
+__all__ = ["MOST_VALUES", "Bits", "Layout", "Palette", "Survey", "exponents_of", "rotated"]
 
-Bits = npt.NDArray[np.unsignedinteger]
 Counts = npt.NDArray[np.int64]
 
 CHUNK = 1 << 18
 MOST_VALUES = 256
 _SAMPLE = 4096
+_FEWEST_ON_TRELLIS = 64  # nonzero integers that follow a trellis by chance once in 2^64
 _FEWEST_ZEROS = 32  # one element in so many must be zero before runs of zeros are worth a look
 _GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a decoder must know of the tensor: its element type (an unsigned integer), its size, and its rows as a matrix."""
+
+    dtype: np.dtype[np.unsignedinteger]
+    count: int
+    rows: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, self.count // self.rows
 
 
 class Palette:
@@ -75,6 +91,29 @@ class Survey:
 
     bits: Bits
     rows: int = 1
+
+    @property
+    def layout(self) -> Layout:
+        """What a decoder will be told."""
+        return Layout(self.bits.dtype, len(self.bits), self.rows)
+
+    @cached_property
+    def lattice(self) -> Lattice | None:
+        """The grid that all elements are on."""
+        return find_lattice(self.bits.reshape(self.layout.shape)) if len(self.bits) else None
+
+    @cached_property
+    def follows_trellis(self) -> bool:
+        """Whether the integers of the grid follow the trellis, and not by chance."""
+        if self.lattice is None or self.lattice.kind == INTEGER:
+            return False
+        integers = self.lattice.integers.reshape(-1)
+        return bool(np.count_nonzero(integers) >= _FEWEST_ON_TRELLIS and follows(integers))
+
+    @cached_property
+    def payloads(self) -> dict[str, list[bytes | memoryview] | None]:
+        """By coder: what was coded only to know its size, so that it need not be coded again; None where one cannot."""
+        return {}
 
     def chunks(self, down_columns: bool = False) -> Iterator[Bits]:
         """The elements in one of the two scan orders, in pieces of bounded size."""
@@ -154,6 +193,18 @@ class Survey:
             kept[at : at + len(part)] = part
             at += len(part)
         return Survey(kept)
+
+
+def rotated(bits: Bits) -> Bits:
+    """Each element rotated to the left by one bit: the sign of a floating-point number comes last, its exponent first.
+
+    Args:
+        bits: elements of any size, shape [n].
+
+    Returns:
+        The rotated elements, shape [n].
+    """
+    return bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.dtype.itemsize - 1)
 
 
 def exponents_of(bits: Bits) -> npt.NDArray[np.uint8]:

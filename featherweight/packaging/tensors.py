@@ -47,10 +47,17 @@ DTYPES: dict[torch.dtype, int] = {
     torch.float8_e5m2: 15,
     torch.float8_e4m3fnuz: 16,
     torch.float8_e5m2fnuz: 17,
+    torch.complex128: 18,
+    torch.complex32: 19,
+    torch.float8_e8m0fnu: 20,
+    torch.float4_e2m1fn_x2: 21,
+    **{getattr(torch, f"uint{bits}"): 21 + bits for bits in range(1, 8)},
+    **{getattr(torch, f"int{bits}"): 28 + bits for bits in range(1, 8)},
 }
 
 _SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what torch hands to numpy and back
 
+_LAST_OF_VERSION_1 = 6
 _NAMES = {coder.number: name for name, coder in CODERS.items()}
 
 
@@ -71,10 +78,10 @@ class TensorLayout:
         """The bytes of the decoded tensor."""
         return self.count * self.dtype.itemsize
 
-    @property
-    def layout(self) -> Layout:
-        """The same for a coder."""
-        return Layout(np.dtype(f"<u{self.dtype.itemsize}"), self.count, self.rows)
+    def layout(self, version: int = 2) -> Layout:
+        """The same for a coder; in version 1, complex numbers were not two elements but one."""
+        parts = 2 if self.dtype.is_complex and version > 1 else 1
+        return Layout(np.dtype(f"<u{self.dtype.itemsize // parts}"), self.count * parts, self.rows)
 
     @property
     def rows(self) -> int:
@@ -84,11 +91,11 @@ class TensorLayout:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A coded tensor: the coder's name, the payload, and the checksum of the decoded bytes."""
+    """A coded tensor: the coder's name, the payload, and the checksum of the decoded bytes (version 1 only)."""
 
     coder: str
     payload: bytes | memoryview
-    checksum: int
+    checksum: int | None = None
 
 
 def layout_of(tensor: torch.Tensor, name: str) -> TensorLayout:
@@ -111,16 +118,18 @@ def layout_of(tensor: torch.Tensor, name: str) -> TensorLayout:
 
 
 def bits_of(tensor: torch.Tensor) -> Bits:
-    """A tensor's elements as unsigned integers of the same bits, row by row, shape [n]; not copied where that is possible.
+    """A tensor's elements as unsigned integers of the same bits, row by row, shape [n]; a complex number is two elements.
 
     Args:
         tensor: one that has a layout, see `layout_of`.
 
     Returns:
-        The elements, little-endian.
+        The elements, little-endian, not copied where that is possible.
     """
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    bits: Bits = plain.view(_SIGNED[tensor.dtype.itemsize]).numpy().view(f"u{tensor.dtype.itemsize}")
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu()
+    plain = (plain.view(torch.uint8) if plain.dtype.itemsize == 1 else plain).contiguous().reshape(-1)
+    itemsize = tensor.dtype.itemsize // (2 if tensor.dtype.is_complex else 1)
+    bits: Bits = plain.view(_SIGNED[itemsize]).numpy().view(f"u{itemsize}")
     return bits.astype(bits.dtype.newbyteorder("<"), copy=False)
 
 
@@ -129,14 +138,16 @@ def tensor_of(bits: Bits, dtype: torch.dtype, shape: Sequence[int]) -> torch.Ten
 
     Args:
         bits: shape [n].
-        dtype: of as many bytes as the bits' own.
-        shape: of n elements.
+        dtype: of as many bytes as an element, or as two if it is complex.
+        shape: the tensor's.
 
     Returns:
         The tensor, on the CPU.
     """
+    if not len(bits):
+        return torch.empty(tuple(shape), dtype=dtype)
     native = np.require(bits.astype(bits.dtype.newbyteorder("="), copy=False), requirements="W")
-    signed = native if dtype.itemsize == 1 else native.view(f"i{dtype.itemsize}")
+    signed = native if native.itemsize == 1 else native.view(f"i{native.itemsize}")
     return torch.from_numpy(signed).view(dtype).reshape(tuple(shape))
 
 
@@ -156,28 +167,30 @@ def write_frame(file: IO[bytes], bits: Bits, rows: int = 1) -> int:
     payload = coder.encode(survey)
     size = sum(len(part) for part in payload)
     head = bytes([coder.number]) + varint(size)
-    for part in (head, *payload, checksum_of(bits).to_bytes(4, "little")):
+    for part in (head, *payload):
         file.write(part)
-    return len(head) + size + 4
+    return len(head) + size
 
 
-def checksum_of(bits: Bits) -> int:
+def checksum_of(bits: Bits, before: int = 0) -> int:
     """CRC-32 of the elements as little-endian bytes.
 
     Args:
         bits: shape [n].
+        before: the checksum of what comes before them.
 
     Returns:
         A number below 2^32.
     """
-    return zlib.crc32(cast(Any, bits).data if len(bits) else b"")
+    return zlib.crc32(cast(Any, bits).data if len(bits) else b"", before)
 
 
-def coder_name(number: int, what: str) -> str:
+def coder_name(number: int, version: int, what: str) -> str:
     """The coder of that number.
 
     Args:
         number: as a frame holds it.
+        version: of the file.
         what: the frame's name for the error message.
 
     Returns:
@@ -186,8 +199,9 @@ def coder_name(number: int, what: str) -> str:
     Raises:
         FormatError: there is none.
     """
-    if number not in _NAMES:
-        raise FormatError(f"{what} is coded by coder number {number}, this featherweight knows 0 to {max(_NAMES)}; upgrade it")
+    last = max(_NAMES) if version > 1 else _LAST_OF_VERSION_1
+    if number > last:
+        raise FormatError(f"{what} is coded by coder number {number}, a file of version {version} has 0 to {last}")
     return _NAMES[number]
 
 
@@ -210,6 +224,6 @@ def decode_frame(frame: Frame, layout: Layout, what: str) -> Bits:
     cursor = Cursor(frame.payload, what)
     bits = CODERS[frame.coder].decode(cursor, layout)
     cursor.end()
-    if checksum_of(bits) != frame.checksum:
+    if frame.checksum is not None and checksum_of(bits) != frame.checksum:
         raise FormatError(f"{what} is damaged: its checksum does not match; get the file again")
     return bits

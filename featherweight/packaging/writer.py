@@ -17,9 +17,10 @@ from featherweight.graph.capture import Example, capture, tensors_of
 from featherweight.graph.program import Program, ProgramModule, TensorSpec
 from featherweight.packaging.cursor import varint
 from featherweight.packaging.manifest import MAGIC, VERSION, Manifest, encode_manifest
-from featherweight.packaging.tensors import bits_of, layout_of, write_frame
+from featherweight.packaging.survey import Bits
+from featherweight.packaging.tensors import bits_of, checksum_of, layout_of, write_frame
 
-__all__ = ["pack", "save", "save_tensors", "write"]
+__all__ = ["encode", "pack", "save", "save_tensors", "write"]
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, example: Example | None = None) -> int:
@@ -76,6 +77,25 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
         return write(file, None, tensors)
 
 
+def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Packs named tensors into bytes, losslessly and sorted by name: what `save_tensors` writes; `decode` is its inverse.
+
+    Args:
+        tensors: by name; any shapes, dense, of any dtype a torch tensor can have.
+
+    Returns:
+        The bytes; the same for the same tensors.
+
+    Raises:
+        RequestError: a tensor is not an ordinary dense one.
+
+    Example:
+        >>> len(encode({"zeros": torch.zeros(1000, 1000)})) < 50
+        True
+    """
+    return pack(None, tensors)
+
+
 def pack(program: Program | None, tensors: Mapping[str, torch.Tensor]) -> bytes:
     """The bytes of a .fw file.
 
@@ -120,7 +140,9 @@ def write(file: IO[bytes], program: Program | None, tensors: Mapping[str, torch.
     manifest = encode_manifest(Manifest(has_network, program, layouts))
     head = MAGIC + bytes([VERSION]) + varint(len(manifest))
     file.write(head)
-    size = len(head) + write_frame(file, np.frombuffer(manifest, np.uint8))
+    bits: Bits = np.frombuffer(manifest, np.uint8)
+    size, checksum = len(head) + write_frame(file, bits), checksum_of(bits)
     for tensor, layout in zip(ordered.values(), layouts, strict=True):
-        size += write_frame(file, bits_of(tensor), layout.rows)
-    return size
+        bits = bits_of(tensor)
+        size, checksum = size + write_frame(file, bits, layout.rows), checksum_of(bits, checksum)
+    return size + file.write(checksum.to_bytes(4, "little"))

@@ -11,6 +11,7 @@ import torch
 
 from featherweight.graph.program import Input, Node, Program, Ref, TensorSpec
 from featherweight.packaging.writer import pack
+from featherweight.quantization.trellis import parities, quantizers
 
 FOLDER = Path(__file__).parent
 
@@ -68,7 +69,37 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-FILES = {"network.fw": lambda: pack(*network()), "tensors.fw": lambda: pack(None, tensors())}
+def newer_tensors() -> dict[str, torch.Tensor]:
+    """A tensor for each coder of version 2, among them a walk along the trellis, and the dtypes that came with it."""
+    integers = (torch.arange(4000) ** 2 * 7 % 1013 % 29 - 14).to(torch.int16).reshape(40, 100)
+    odd = torch.from_numpy(parities(integers.numpy().reshape(-1))).reshape(40, 100)
+    indices = integers.to(torch.int64)
+    quantizer = torch.from_numpy(quantizers(indices.remainder(2).to(torch.uint8).numpy().reshape(-1))).reshape(40, 100)
+    steps = torch.tensor([0.1, 0.3, 0.7, 1.1, 0.1, 0.2, 0.3, 0.4])
+    return {
+        "complex128": torch.complex(counting(5, 7).double(), counting(5, 7).double() / 3),
+        "exponent": counting(40, 60).pow(3) / 7,
+        "exponent.few_bits": counting(40, 60),
+        "float4": (torch.arange(21) % 7).to(torch.uint8).view(torch.float4_e2m1fn_x2),
+        "grid": integers * torch.tensor(0.1),
+        "grid.bfloat16": (integers.to(torch.bfloat16) + 0) * torch.tensor(0.1, dtype=torch.bfloat16),
+        "grid.rows": integers.reshape(8, 500) * steps[:, None],
+        "grid.trellis": (2 * indices - indices.sign() * quantizer) * torch.tensor(0.1),
+        "integers": integers.to(torch.int64) * 9 + odd,
+        "palette": sparse(50, 90, every=3, values=6) / 3 * torch.pi,
+        "palette.one": torch.full((9,), torch.pi),
+        "sparse": sparse(60, 80, every=30) * torch.pi,
+        "sparse.palette": sparse(80, 200, every=90, values=4) * torch.pi,
+    }
+
+
+OLD = {"network.fw": network, "tensors.fw": lambda: (None, tensors())}
+"""Files of version 1, which can be read, and no longer be made."""
+
+FILES = {
+    "network-2.fw": lambda: pack(*network()),
+    "tensors-2.fw": lambda: pack(None, tensors() | newer_tensors()),
+}
 
 if __name__ == "__main__":
     for name, make in FILES.items():

@@ -11,6 +11,7 @@ import torch
 
 from featherweight.packaging import inspect, load, load_tensors
 from featherweight.packaging.coders import CODERS
+from featherweight.packaging.tensors import bits_of
 
 FOLDER = Path(__file__).parent
 MAKE: dict[str, Any] = runpy.run_path(str(FOLDER / "make.py"))
@@ -21,20 +22,22 @@ def test_known_models_give_known_bytes(name: str) -> None:
     assert MAKE["FILES"][name]().hex(" ", -16) == (FOLDER / name).read_bytes().hex(" ", -16)
 
 
-def test_known_bytes_give_known_tensors() -> None:
-    expected = MAKE["tensors"]()
-    found = load_tensors(FOLDER / "tensors.fw")
-    assert list(found) == list(expected)
+@pytest.mark.parametrize("name", ["tensors.fw", "tensors-2.fw"])
+def test_known_bytes_give_known_tensors(name: str) -> None:
+    expected = MAKE["tensors"]() | (MAKE["newer_tensors"]() if name == "tensors-2.fw" else {})
+    found = load_tensors(FOLDER / name)
+    assert sorted(found) == sorted(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         assert found[name].shape == tensor.shape
-        raw = [t.contiguous().reshape(-1, 1).view(torch.uint8) for t in (found[name], tensor)]
-        assert torch.equal(*raw), name
+        raw = [bits_of(t).tolist() for t in (found[name], tensor)]
+        assert raw[0] == raw[1], name
 
 
-def test_known_bytes_give_a_known_network() -> None:
+@pytest.mark.parametrize("name", ["network.fw", "network-2.fw"])
+def test_known_bytes_give_a_known_network(name: str) -> None:
     program, tensors = MAKE["network"]()
-    loaded = load(FOLDER / "network.fw")
+    loaded = load(FOLDER / name)
     assert loaded.program == program
     image = MAKE["counting"](2, 1, 8, 8) / 60
     with torch.no_grad():
@@ -47,5 +50,5 @@ def test_known_bytes_give_a_known_network() -> None:
 
 
 def test_the_golden_files_use_every_coder() -> None:
-    used = {tensor.coder for name in MAKE["FILES"] for tensor in inspect(FOLDER / name).tensors}
+    used = {tensor.coder for name in [*MAKE["OLD"], *MAKE["FILES"]] for tensor in inspect(FOLDER / name).tensors}
     assert used == set(CODERS)

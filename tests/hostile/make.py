@@ -36,6 +36,12 @@ def file(manifest: bytes, *frames: bytes, magic: bytes = MAGIC, version: int = 1
     return magic + bytes([version]) + varint(len(manifest)) + frame(manifest) + b"".join(frames)
 
 
+def file_2(manifest: bytes, *frames: tuple[int, bytes], checksum: int = 0) -> bytes:
+    """SPEC.md §2 of version 2: coders and payloads, and one checksum for all, which damage is to be noticed without."""
+    coded = b"".join(bytes([coder]) + varint(len(payload)) + payload for coder, payload in [(0, manifest), *frames])
+    return MAGIC + b"\2" + varint(len(manifest)) + coded + checksum.to_bytes(4, "little")
+
+
 def tensors_only(*entries: tuple[bytes, bytes]) -> bytes:
     """A manifest of tensors only: for each its coded name, and its coded dtype and shape."""
     names = varint(len(entries)) + b"".join(name for name, _ in entries)
@@ -68,6 +74,11 @@ GOOD_NETWORK = file(network(b"\1\0\1"))
 def coded(coder: int, payload: str, *shape: int) -> bytes:
     """A file of one tensor with a payload of our choice."""
     return file(tensors_only((name(b"w"), float32(*shape))), frame(b"", coder, bytes.fromhex(payload)))
+
+
+def coded_2(coder: int, payload: str, *shape: int) -> bytes:
+    """A file of version 2 with one tensor and a payload of our choice."""
+    return file_2(tensors_only((name(b"w"), float32(*shape))), (coder, bytes.fromhex(payload)))
 
 
 def one_name(text: bytes) -> bytes:
@@ -106,7 +117,7 @@ FILES: dict[str, bytes] = {
     "wrong magic": file(tensors_only(), magic=b"\x89PNG"),
     "zip": b"PK\x03\x04" + bytes(60),
     "pickle": b"\x80\x04cos\nsystem\n(S'echo'\ntR.",
-    "newer version": file(tensors_only(), version=2),
+    "newer version": file(tensors_only(), version=3),
     "version 0": file(tensors_only(), version=0),
     "cut in the manifest": GOOD[:12],
     "cut in a frame": GOOD[:-6],
@@ -128,7 +139,7 @@ FILES: dict[str, bytes] = {
     "raw too short": coded(0, "00000000", 2),
     "raw too long": coded(0, "000000000000000000", 2),
     "bool of 2": file(tensors_only((name(b"w"), b"\x09\1\1")), frame(b"\2")),
-    "unknown dtype": file(tensors_only((name(b"w"), b"\x12\1\1")), frame(ONE)),
+    "unknown dtype": file(tensors_only((name(b"w"), b"\x40\1\1")), frame(ONE)),
     "33 axes": file(tensors_only((name(b"w"), float32(*[1] * 33))), frame(ONE)),
     "2^60 elements": bomb(2**60),
     "2^64 elements and more": bomb(*[2**63] * 32),
@@ -185,6 +196,38 @@ FILES: dict[str, bytes] = {
     "tag unknown": file(network(b"\1\0\1", output=b"\x0f")),
     "device unknown": file(network(b"\1\0\1", output=b"\x0a\3abc")),
     "two million nodes": file(network(varint(2**21) + b"\0\1" * 100)),
+    "2 cut before the checksum": file_2(tensors_only())[:-4],
+    "2 a byte too many": file_2(tensors_only(), checksum=zlib.crc32(tensors_only())) + b"\0",
+    "2 unknown coder": coded_2(11, "00", 2),
+    "2 a million tensors": file_2(b"\0" + varint(10**6) + name(b"w") + b"\0\0\0\0\1" + float32(1), (0, ONE)),
+    "2 a gigabyte of one value": coded_2(7, "02 0000803f", 2**28),
+    "2 palette without values": coded_2(7, "00", 4),
+    "2 palette of 2^40 values": coded_2(7, "8080808080 40", 4),
+    "2 palette cut short": coded_2(7, "04 0000803f", 4),
+    "2 contexts of another kind": coded_2(7, "02 02 0000803f", 2, 2),
+    "2 segment cut short": coded_2(7, "04 0000803f 00000040 05 00", 4),
+    "2 segment with a zero byte last": coded_2(7, "04 0000803f 00000040 02 0100", 4),
+    "2 segment too long": coded_2(7, "04 0000803f 00000040 09 ffffffffffffffffff", 4),
+    "2 segment of 2^63 bytes": coded_2(7, "04 0000803f 00000040 80808080808080808001", 4),
+    "2 exponents upside down": coded_2(8, "00 80 7f 00", 4),
+    "2 exponents with 24 spare bits": coded_2(8, "00 7f 7f 18", 4),
+    "2 exponents with two zeros": coded_2(8, "02 7f 7f 00", 4),
+    "2 exponents without the rest": coded_2(8, "00 7f 7f 00", 4),
+    "2 exponents of bytes": file_2(tensors_only((name(b"w"), b"\x08\1\1")), (8, b"\0\1\1\0")),
+    "2 sparse without nonzeros": coded_2(9, "00 00 00 02 0000803f", 4),
+    "2 sparse with too many nonzeros": coded_2(9, "00 05 00 02 0000803f", 4),
+    "2 sparse with 5 mantissa bits": coded_2(9, "05 01 00 02 0000803f", 4),
+    "2 sparse of a third kind": coded_2(9, "20 01 00 02 0000803f", 4),
+    "2 sparse past the end": coded_2(9, "04 01 0f 02 0000803f 03 000080", 4),
+    "2 sparse far past the end": coded_2(9, "00 01 c8 02 0000803f 03 0000ff 00", 4),
+    "2 grid of an unknown kind": coded_2(10, "05 0000803f 00", 4),
+    "2 grid of doubles": coded_2(10, "01 0000803f 00", 4),
+    "2 grid of integers with steps for each row": coded_2(10, "14 00", 4),
+    "2 grid with steps stored in two ways": coded_2(10, "60 0000803f 00", 4),
+    "2 grid of large integers": coded_2(10, "00 0000803f ff", 4),
+    "2 grid without steps": coded_2(10, "10 0000803f", 4),
+    "2 grid with steps on a grid without end": coded_2(10, "50" * 2000, 4),
+    "wrong checksum of version 2": file_2(tensors_only((name(b"w"), float32(2))), (0, ONE + ONE)),
     "manifest with bytes left": file(network(b"\1\0\1") + b"\0"),
     "more tensors than layouts": file(network(b"\1\0\1", tensors=b"\1" + name(b"w"))),
 }

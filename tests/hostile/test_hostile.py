@@ -22,7 +22,9 @@ from featherweight.packaging import inspect, load, load_tensors
 
 FOLDER = Path(__file__).parent
 CORPUS = sorted(FOLDER.glob("*.fw"))
-GOLDEN = [(FOLDER.parent / "golden" / name).read_bytes() for name in ("network.fw", "tensors.fw")]
+GOLDEN = [
+    (FOLDER.parent / "golden" / name).read_bytes() for name in ("network.fw", "tensors.fw", "network-2.fw", "tensors-2.fw")
+]
 MAKE: dict[str, Any] = runpy.run_path(str(FOLDER / "make.py"))
 
 MOST_SECONDS = 5.0
@@ -98,20 +100,20 @@ def test_the_good_files_behind_the_corpus_are_good(tmp_path: Path) -> None:
     assert load_tensors(tmp_path / "c.fw")["w"].tolist() == [1] * 1000
 
 
-@pytest.mark.parametrize("good", GOLDEN, ids=["network", "tensors"])
+@pytest.mark.parametrize("good", GOLDEN, ids=["network", "tensors", "network 2", "tensors 2"])
 def test_every_cut_is_noticed(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "cut.fw"
-    for size in range(0, len(good), 89):
+    for size in range(0, len(good), 173):
         path.write_bytes(good[:size])
         for read in (load_tensors, inspect):
             with pytest.raises(FormatError):
                 read(path)
 
 
-@pytest.mark.parametrize("good", GOLDEN, ids=["network", "tensors"])
+@pytest.mark.parametrize("good", GOLDEN, ids=["network", "tensors", "network 2", "tensors 2"])
 def test_every_flipped_bit_is_noticed(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "flipped.fw"
-    for at in range(0, 8 * len(good), 307):
+    for at in range(0, 8 * len(good), 701):
         damaged = bytearray(good)
         damaged[at // 8] ^= 1 << at % 8
         path.write_bytes(damaged)

@@ -199,8 +199,8 @@ def test_what_a_file_cannot_hold_is_refused(value: Any) -> None:
 
 
 def test_an_input_of_an_unknown_dtype_is_refused() -> None:
-    program = Program((Input("x", (), torch.complex128),), (), (), Ref(0))
-    with pytest.raises(RequestError, match="complex128"):
+    program = Program((Input("x", (), torch.bits8),), (), (), Ref(0))
+    with pytest.raises(RequestError, match="bits8"):
         encode_program(program)
 
 

@@ -78,8 +78,9 @@ def compress(
         from featherweight.reporting.progress import RichProgress
         from featherweight.reporting.tables import print_before_after
         from featherweight.search.budget import Budget
-        from featherweight.search.compress import DEFAULT_DROP, check_writable, report_path
+        from featherweight.search.compress import DEFAULT_DROP
         from featherweight.search.compress import compress as run
+        from featherweight.search.outputs import check_writable, report_path
         from featherweight.search.recipe import DEFAULT_TRAINING, Recipe
         from featherweight.search.source import has_weights
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from featherweight.distillation.features import FEATURE_LOSSES, NEEDS_EQUAL_WIDTH, Features, channels_last
 from featherweight.distillation.losses import TARGET_LOSSES
+from featherweight.distillation.memory import RememberedTeacher
 from featherweight.distillation.shrink import shrink
 from featherweight.distillation.teachers import Ensemble
 from featherweight.errors import DataError, RequestError, check, look_up
@@ -56,6 +57,7 @@ class Lesson:
         check("temperature", self.temperature, "above 0 and finite", 0 < self.temperature < float("inf"))
         check("hard_weight", self.hard_weight, "in [0, 1]", 0 <= self.hard_weight <= 1)
         look_up(TARGET_LOSSES, self.target, "target")
+        check("features", self.features, "Features, or None", self.features is None or isinstance(self.features, Features))
 
 
 def distill(
@@ -152,7 +154,8 @@ def teach(
         after_step: as for `fit`; called with the student.
 
     Raises:
-        RequestError: a submodule is missing, or teacher and student answer in different shapes.
+        RequestError: nothing in the student is trainable, a submodule is missing, or teacher and student answer in different
+            shapes.
         DataError: targets are needed and missing, or the loader is empty.
         TrainingError: as `fit` says.
 
@@ -165,6 +168,8 @@ def teach(
     batches = _Batches(loader, labelled)
     if len(batches) == 0:
         raise DataError("a loader must hold at least one batch, got none")
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise RequestError(f"a student needs a parameter that requires grad, but {type(student).__name__} has none")
     pupil = _Pupil(student, teacher, lesson)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -268,7 +273,7 @@ def _keep(found: dict[int, torch.Tensor], number: int) -> Any:
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         first = output[0] if isinstance(output, tuple | list) and output else output
         if isinstance(first, torch.Tensor):
-            found[number] = first
+            found[number] = first.clone()  # an activation after it may work in place
 
     return keep
 
@@ -292,9 +297,11 @@ def _networks(assistants: Sequence[nn.Module | float], teacher: nn.Module, data:
         check("an assistant's size", assistant, "a network or a number in (0, 1)", 0 < assistant < 1)
         if isinstance(teacher, Ensemble):
             raise RequestError("assistants by size are made from a single teacher, got several; pass networks")
-        first = next(iter(data))
+        with torch.random.fork_rng(devices=[]):  # a loader draws its order
+            first = next(iter(data))
         inputs = first if isinstance(first, torch.Tensor) else first[0]
-        made.append(shrink(teacher, inputs[:1], widths=float(assistant)))
+        whole = teacher.teacher if isinstance(teacher, RememberedTeacher) else teacher
+        made.append(shrink(whole, inputs[:1], widths=float(assistant)))
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
 from featherweight.errors import check
 
@@ -200,9 +200,8 @@ def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Pearson's coefficient of each row of `a` with that of `b`; 0 where a row does not vary."""
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    lengths: torch.Tensor = a.norm(dim=-1) * b.norm(dim=-1)
-    return (a * b).sum(-1) / lengths.clamp_min(1e-8)
+    a, b = (normalize(rows - rows.mean(-1, keepdim=True), dim=-1, eps=1e-8) for rows in (a, b))
+    return (a * b).sum(-1)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -11,6 +11,7 @@ from torch.nn.functional import log_softmax, one_hot
 
 from featherweight.errors import RequestError, check, look_up
 from featherweight.graph.constraint import fold
+from featherweight.graph.program import ProgramModule
 from featherweight.training.loaders import Loader
 from featherweight.training.mode import device_of
 
@@ -117,7 +118,7 @@ def average_weights(models: Sequence[nn.Module], *, data: Loader | None = None) 
         A network like the first.
 
     Raises:
-        RequestError: no model, or tensors that do not agree.
+        RequestError: no model, tensors that do not agree, or data for the batch norms of captured programs.
 
     Example:
         >>> first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
@@ -135,6 +136,12 @@ def average_weights(models: Sequence[nn.Module], *, data: Loader | None = None) 
             raise RequestError(
                 f"networks to average must agree in names and shapes, but they differ in {', '.join(differ[:3])}"
             )
+    norms = any(node.op == "batch_norm" for node in mean.program.nodes) if isinstance(mean, ProgramModule) else False
+    if data is not None and norms:
+        raise RequestError(
+            "statistics can be taken anew of batch norm modules, which a captured program has not; average the networks it "
+            "was made from, or leave out data"
+        )
     averaged = {
         name: torch.stack([state[name].to(first.device) for state in states]).mean(0) if first.is_floating_point() else first
         for name, first in states[0].items()

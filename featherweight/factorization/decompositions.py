@@ -69,8 +69,8 @@ def factor_svd(layer: Layer, rank: int) -> list[Thin]:
     scale = values[:rank].sqrt()
     first = (scale[:, None] * inner).reshape(rank, *layer.weight.shape[1:])
     second = (left[:, :rank] * scale).reshape(len(left), rank, *(1 for _ in layer.weight.shape[2:]))
-    kernel = Thin(first.to(layer.weight.dtype), layer.stride, layer.padding, layer.dilation)
-    return [kernel, Thin(second.to(layer.weight.dtype))]
+    kernel = Thin(first.to(layer.weight.dtype).contiguous(), layer.stride, layer.padding, layer.dilation)
+    return [kernel, Thin(second.to(layer.weight.dtype).contiguous())]
 
 
 def factor_spatial(layer: Layer, rank: int) -> list[Thin]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featherweight.factorization.layers import Layer, Pair, Thin
-from featherweight.graph.capture import Example, capture, on_device_of, tensors_of
+from featherweight.graph.capture import Example, capture, example_of, on_device_of, tensors_of
 from featherweight.graph.constraint import duplicate, fold
 from featherweight.graph.cutting import constrain_like
 from featherweight.graph.own_class import difference, tolerance
@@ -178,7 +178,7 @@ def _own_class(folded: nn.Module, twin: ProgramModule, chains: Mapping[str, Sequ
             return _captured(folded, twin, f"{name} belongs to a {type(layer).__name__}")
         parent, child = owner_of(own, path)
         setattr(parent, child, _sequential(layer, chain))
-    inputs = on_device_of(twin, twin.program.example(seed=1))
+    inputs = on_device_of(twin, example_of(twin, seed=1))
     with torch.no_grad():
         try:
             distance = difference(duplicate(own).eval()(*inputs), duplicate(twin).eval()(*inputs))

@@ -2,6 +2,17 @@
 
 from featherweight.search.budget import Budget
 from featherweight.search.compress import Compressed, compress
-from featherweight.search.recipe import ClusterWeights, PruneNeurons, PruneWeights, Recipe
+from featherweight.search.recipe import Recipe
+from featherweight.search.steps import ClusterWeights, Factorize, PruneNeurons, PruneWeights, QuantizeUniform
 
-__all__ = ["Budget", "ClusterWeights", "Compressed", "PruneNeurons", "PruneWeights", "Recipe", "compress"]
+__all__ = [
+    "Budget",
+    "ClusterWeights",
+    "Compressed",
+    "Factorize",
+    "PruneNeurons",
+    "PruneWeights",
+    "QuantizeUniform",
+    "Recipe",
+    "compress",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,18 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from featherweight.distillation import teach
 from featherweight.errors import RequestError, TrainingError
 from featherweight.exporting.onnx import translate
 from featherweight.files import replacing
 from featherweight.graph.capture import tensors_of, to_module
 from featherweight.graph.constraint import duplicate, fold
 from featherweight.graph.cost import count_macs
-from featherweight.measuring import Report, compare_latency, count_nonzero, count_parameters, environment, measure
+from featherweight.measuring import Report, compare_latency, count_nonzero, count_parameters, environment, measure, speed_up
 from featherweight.packaging import save
 from featherweight.packaging.writer import pack
+from featherweight.quantization import learnable_steps
 from featherweight.search.budget import Budget
 from featherweight.search.journal import Journal, Network
-from featherweight.search.recipe import Attempt, NothingToDo, Recipe, Step, kind_of
+from featherweight.search.outputs import check_writable, checkpoint_path, report_path
+from featherweight.search.recipe import Recipe
+from featherweight.search.steps import Attempt, NothingToDo, Step, kind_of
 from featherweight.training import Data, Tuning, check_finite, check_fits, evaluate, fit
 from featherweight.training.loop import AfterStep
 from featherweight.training.progress import Progress, silent
@@ -35,9 +38,13 @@ __all__ = ["Compressed", "compress"]
 DEFAULT_DROP = 0.5
 """Percentage points of validation accuracy that may be lost when the budget does not say."""
 
-KEPT, NO_LIGHTER, TOO_INACCURATE = "kept", "undone, no lighter", "undone, too inaccurate"
+KEPT, NO_LIGHTER, SLOWER, TOO_INACCURATE = "kept", "undone, no lighter", "undone, slower", "undone, too inaccurate"
 NOTHING_TO_DO, STOPPED = "nothing to do", "stopped"
-"""What becomes of an attempt. The last two end their step; one that is merely no lighter may have lighter successors."""
+"""What becomes of an attempt. All but "kept" end their step, except that one that is no lighter, or slower, may have lighter
+successors. Slower is what the clock says under a latency budget, whatever became of bytes and multiply-accumulates."""
+
+_SLOWER = 0.95
+"""A network that runs less than so many times as fast as the one before is slower; less than that may be chance."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def compress(
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
-    tune: Callable[..., None] = fit,
+    tune: Callable[..., None] | None = None,
 ) -> Compressed:
     """Makes a trained classifier as light as the budget asks, or as light as its accuracy allows.
 
@@ -87,7 +94,8 @@ def compress(
         out: where the .fw file goes; beside it `.report.json`, and while running a folder `.checkpoint` to resume from.
         resume: go on with the run that the folder holds, with the same result as if it had not been broken off.
         progress: told about every batch.
-        tune: trains a proposal in place, called like `training.fit`.
+        tune: trains a network in place, called like `training.fit`; by default `fit` trains the first network, and that one
+            teaches the lighter ones (`distillation.teach` with the recipe's lesson).
 
     Returns:
         The network found and everything measured; also when the budget is not met, see `unmet`.
@@ -99,7 +107,7 @@ def compress(
     Example:
         >>> from featherweight.nets import mlp
         >>> from featherweight.training import Tuning, load_data
-        >>> from featherweight.search.recipe import PruneWeights
+        >>> from featherweight.search import PruneWeights
         >>> step = PruneWeights(sparsities=(0.5,), tuning=Tuning(epochs=1))
         >>> recipe = Recipe(steps=(step,), training=Tuning(epochs=2))
         >>> found = compress(mlp(input_shape=(1, 8, 8)), load_data("digits"), recipe=recipe)
@@ -118,7 +126,7 @@ def compress(
         "model": _check_network(model, data, example, recipe),
     }
     journal = Journal.open(None if path is None else checkpoint_path(path), request, resume=resume)
-    search = _Search(model, data, example, budget, journal, progress, tune, recipe.seed)
+    search = _Search(model, data, example, budget, journal, progress, recipe, tune)
     started = time.monotonic()
     trained, reference, stopped = search.train(recipe.training)
     found = trained
@@ -141,8 +149,8 @@ class _Search:
     budget: Budget
     journal: Journal
     progress: Progress
-    tune: Callable[..., None]
-    seed: int
+    recipe: Recipe
+    tune: Callable[..., None] | None
 
     def train(self, training: Tuning | None) -> tuple[Network, float, str | None]:
         """The network to compress (the one given, trained first if so asked), its accuracy on the validation data, and why the
@@ -154,7 +162,7 @@ class _Search:
             network = Network(duplicate(self.start))
             if training is not None:
                 try:
-                    self._tune(network.model, training, None, label)
+                    self._tune(network.model, training, label)
                 except TrainingError as error:
                     if not error.good_epochs:
                         self.journal.close()  # it would end the same way again
@@ -177,14 +185,14 @@ class _Search:
         for number, step in enumerate(recipe.steps):
             if (number, 0) not in done:
                 base = current
-            for position, attempt in enumerate(step.attempts(self.seed, self.data.train)):
+            for position, attempt in enumerate(step.attempts(self.recipe.seed, self.data.train)):
                 entry = done.get((number, position))
                 if entry is None:
                     place = {"step": number, "kind": kind_of(step), "attempt": position, "setting": dict(attempt.setting)}
                     label = f"{kind_of(step)} {_short(attempt)}"
                     try:
                         outcome, network = self._try(
-                            attempt, current, base, label, _Threshold(reference, self._allowed(step), lightest)
+                            attempt, current, base, trained.model, label, _Threshold(reference, self._allowed(step), lightest)
                         )
                     except TrainingError as error:
                         failed = {"accepted": False, "within_budget": False, "outcome": STOPPED, "note": str(error)}
@@ -197,12 +205,12 @@ class _Search:
                     return current, str(entry["note"]) if entry["outcome"] == STOPPED else None
                 if entry["accepted"]:
                     lightest = entry
-                elif entry["outcome"] != NO_LIGHTER:
+                elif entry["outcome"] not in (NO_LIGHTER, SLOWER):
                     break
         return current, None
 
     def _try(
-        self, attempt: Attempt, current: Network, base: Network, label: str, threshold: _Threshold
+        self, attempt: Attempt, current: Network, base: Network, teacher: nn.Module, label: str, threshold: _Threshold
     ) -> tuple[dict[str, Any], Network]:
         """Proposes, tunes and judges one network."""
         began = time.monotonic()
@@ -211,11 +219,14 @@ class _Search:
         except NothingToDo as reason:
             self.progress(label, 1, 1, f"{NOTHING_TO_DO}: {reason}")
             return {"accepted": False, "within_budget": False, "outcome": NOTHING_TO_DO, "note": str(reason)}, current
-        self._tune(model, attempt.tuning, attempt.after_step, label)
+        with learnable_steps(model):
+            self._tune(model, attempt.tuning, label, teacher=teacher, after_step=attempt.after_step)
         accuracy = evaluate(model, self.data.validation, progress=self._bar(label))
-        figures = self._figures(model)
+        figures = self._figures(model, current.model)
         drop = 100 * (threshold.accuracy - accuracy)
         outcome = TOO_INACCURATE if drop > threshold.allowed + 1e-9 else KEPT if threshold.is_lighter(figures) else NO_LIGHTER
+        if outcome == KEPT and (figures.get("speed_up") or 1) < _SLOWER:
+            outcome = SLOWER
         entry = {
             "validation_accuracy": accuracy,
             "validation_drop": drop,
@@ -240,14 +251,29 @@ class _Search:
 
         return report
 
-    def _tune(self, model: nn.Module, tuning: Tuning, after_step: AfterStep | None, label: str) -> None:
+    def _tune(
+        self,
+        model: nn.Module,
+        tuning: Tuning,
+        label: str,
+        *,
+        teacher: nn.Module | None = None,
+        after_step: AfterStep | None = None,
+    ) -> None:
         """Trains in place."""
-        self.tune(
-            model, self.data.train, tuning, seed=self.seed, progress=self._bar(label),
-            checkpoint=self.journal.epoch_checkpoint, after_step=after_step,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "seed": self.recipe.seed,
+            "progress": self._bar(label),
+            "checkpoint": self.journal.epoch_checkpoint,
+            "after_step": after_step,
+        }
+        if self.tune is None and teacher is not None and self.recipe.lesson is not None:
+            teach(model, teacher, self.data.train, tuning, lesson=self.recipe.lesson, **options)
+        else:
+            (self.tune or fit)(model, self.data.train, tuning, **options)
 
-    def _figures(self, model: nn.Module) -> dict[str, Any]:
+    def _figures(self, model: nn.Module, before: nn.Module | None = None) -> dict[str, Any]:
+        """What a network weighs; under a latency budget also its time, in turns with that of the network before."""
         net = to_module(model, self.example)
         tensors = tensors_of(net, net.program)
         figures: dict[str, Any] = {
@@ -257,7 +283,10 @@ class _Search:
             "macs": count_macs(net.program, tensors),
         }
         if self.budget.latency_s is not None:
-            figures["latency_s"] = compare_latency([net], self.example[:1])[0].median_s
+            after, *others = compare_latency([net, *([] if before is None else [before])], self.example[:1])
+            figures["latency_s"] = after.median_s
+            for other in others:
+                figures["speed_up"] = speed_up(other.median_s, after.median_s, (other.spread_s + after.spread_s) / 2)
         return figures
 
     def _within(self, figures: Mapping[str, Any]) -> bool:
@@ -324,34 +353,6 @@ def _check_network(model: nn.Module, data: Data, example: torch.Tensor, recipe: 
     return hashlib.sha256(pack(net.program, tensors)).hexdigest()
 
 
-def check_writable(path: str | Path) -> Path:
-    """The path, if a file can be written there; found by trying, before any training.
-
-    Args:
-        path: where a file shall go.
-
-    Returns:
-        The same as a `Path`.
-
-    Raises:
-        RequestError: its folder is missing or not writable, or it is a folder itself.
-
-    Example:
-        >>> check_writable("network.fw").name
-        'network.fw'
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-        probe.touch()
-        probe.unlink()
-    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-        raise RequestError(f"the output must be a writable path, but {str(path)!r} is not: {error}") from error
-    return path
-
-
 def _write_report(path: Path, result: Compressed, recipe: Recipe, search: _Search, seconds: float) -> None:
     content = {
         "before": result.before.as_dict(),
@@ -369,13 +370,3 @@ def _write_report(path: Path, result: Compressed, recipe: Recipe, search: _Searc
     }
     with replacing(report_path(path)) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-def report_path(path: Path) -> Path:
-    """`network.report.json` for `network.fw`."""
-    return path.with_suffix(".report.json")
-
-
-def checkpoint_path(path: Path) -> Path:
-    """The folder `network.fw.checkpoint` for `network.fw`: what a run that was broken off goes on from."""
-    return path.with_name(path.name + ".checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,11 +15,12 @@ from torch import nn
 
 from featherweight.errors import RequestError
 from featherweight.files import replacing
-from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate
-from featherweight.graph.program import tensor_called
+from featherweight.graph.constraint import Constraint, constrain, constrained, duplicate, fold
+from featherweight.graph.program import ProgramModule, tensor_called
 from featherweight.graph.surgery import Plan
+from featherweight.packaging.program import decode_program, encode_program
 from featherweight.pruning import Mask
-from featherweight.quantization import Codebook
+from featherweight.quantization import Binary, Codebook, Grid, Ternary
 
 __all__ = ["Journal", "Network", "rebuild"]
 
@@ -142,17 +144,29 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-_KINDS: dict[str, type[Constraint]] = {"Mask": Mask, "Codebook": Codebook}
+# Each is made again from its buffers and parameters and its plain attributes, by the names of its arguments.
+_KINDS: dict[str, type[Constraint]] = {kind.__name__: kind for kind in (Mask, Codebook, Grid, Binary, Ternary)}
 
 
 def _state(network: Network) -> dict[str, Any]:
-    """A network as plans, kinds of constraints, and numbers: nothing that needs pickle."""
-    kinds = {name: [type(c).__name__ for c in chain] for name, chain in constrained(network.model).items()}
-    return {"plans": [plan.to_json() for plan in network.plans], "constraints": kinds, "tensors": network.model.state_dict()}
+    """A network as plans or as its own program, kinds of constraints, and numbers: nothing that needs pickle."""
+    model = network.model
+    chains = {name: [_described(constraint) for constraint in chain] for name, chain in constrained(model).items()}
+    state: dict[str, Any] = {
+        "plans": [plan.to_json() for plan in network.plans],
+        "constraints": chains,
+        "tensors": model.state_dict(),
+    }
+    if isinstance(model, ProgramModule):
+        plain = fold(model)
+        state["program"] = encode_program(model.program)
+        state["shapes"] = {name: list(tensor_called(plain, name).shape) for name in chains}
+        state["frozen"] = [name for name, parameter in plain.named_parameters() if not parameter.requires_grad]
+    return state
 
 
 def rebuild(state: Mapping[str, Any], start: nn.Module) -> Network:
-    """The network a state describes: the plans replayed on `start`, the constraints put back, the numbers loaded.
+    """The network a state describes: its own program, or plans replayed on `start`; then constraints and numbers put back.
 
     Args:
         state: what the journal stored.
@@ -165,14 +179,16 @@ def rebuild(state: Mapping[str, Any], start: nn.Module) -> Network:
         RequestError: the state does not fit the first network.
     """
     plans = tuple(Plan.from_json(text) for text in state["plans"])
-    model = duplicate(start)
-    for plan in plans:
-        model = plan.apply(model)
-    for name, kinds in state["constraints"].items():
-        path, _, leaf = name.rpartition(".")
-        original = f"{path}.parametrizations.{leaf}.original".lstrip(".")
-        for kind in kinds:
-            constrain(model, name, _blank(_KINDS[kind], tensor_called(model, name).shape, state["tensors"], original))
+    if "program" in state:
+        model: nn.Module = _of_program(state).train(start.training)
+    else:
+        model = duplicate(start)
+        for plan in plans:
+            model = plan.apply(model)
+    for name, chain in state["constraints"].items():
+        own = _below(state["tensors"], f"{_chain_path(name)}.")
+        for position, described in enumerate(chain):
+            constrain(model, name, _restored(described, _below(own, f"{position}.")))
     try:
         model.load_state_dict(state["tensors"])
     except RuntimeError as error:
@@ -180,7 +196,42 @@ def rebuild(state: Mapping[str, Any], start: nn.Module) -> Network:
     return Network(model, plans)
 
 
-def _blank(kind: type[Constraint], shape: torch.Size, tensors: Mapping[str, torch.Tensor], original: str) -> Constraint:
-    if kind is Codebook:
-        return Codebook(torch.zeros(shape, dtype=torch.int64), len(tensors[original]))
-    return Mask(torch.ones(shape, dtype=torch.bool))
+def _of_program(state: Mapping[str, Any]) -> ProgramModule:
+    """A captured network, its weights of the right shapes and kinds; those with constraints are zeros yet."""
+    program, stored = decode_program(state["program"]), state["tensors"]
+    tensors = {}
+    for spec in program.tensors:
+        if spec.name in state["constraints"]:
+            original = stored[f"{_chain_path(spec.name)}.original"]
+            tensors[spec.name] = original.new_zeros(state["shapes"][spec.name])
+        else:
+            tensors[spec.name] = stored[spec.name].clone()
+    model = ProgramModule(program, tensors)
+    for name in state["frozen"]:
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def _described(constraint: Constraint) -> dict[str, Any]:
+    """A constraint's kind and its plain settings, by the names of its arguments."""
+    kind = type(constraint)
+    if _KINDS.get(kind.__name__) is not kind:
+        raise RequestError(f"a search keeps networks with {', '.join(_KINDS)} on their weights, got {kind.__name__}; fold it")
+    found = {name: getattr(constraint, name, None) for name in inspect.signature(kind).parameters}
+    return {"kind": kind.__name__} | {name: v for name, v in found.items() if isinstance(v, bool | int | float | str)}
+
+
+def _restored(described: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> Constraint:
+    """A constraint made from what `_described` tells and from its own tensors, which have its arguments' names."""
+    settings = {name: value for name, value in described.items() if name != "kind"}
+    return _KINDS[described["kind"]](**stored, **settings)
+
+
+def _chain_path(name: str) -> str:
+    """Where a state dict has the constraints of a tensor: "fc.parametrizations.weight" for "fc.weight"."""
+    path, _, leaf = name.rpartition(".")
+    return f"{path}.parametrizations.{leaf}".lstrip(".")
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -169,6 +169,26 @@ def test_assistants_stand_between() -> None:
     assert seen  # the copy has the hook, too: it was trained, and then asked
 
 
+def test_an_assistant_by_size_of_a_teacher_with_a_memory(tmp_path: Path) -> None:
+    teacher, student, data = RememberedTeacher(mlp(4, 32, 3, seed=1), tmp_path / "answers.db"), mlp(4, 4, 3), loader()
+    before = torch.get_rng_state()
+    taught = distill(student, teacher, data, assistants=[0.5], tuning=Tuning(epochs=1))
+    teacher.close()
+    assert taught[0].weight.shape == (4, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_feature_is_what_the_layer_gave_whatever_is_made_of_it(whose: str) -> None:
+    """An activation that works in place makes no difference."""
+    taught = []
+    for in_place in (False, True):
+        student, teacher = mlp(4, 6, 3), mlp(4, 8, 3, seed=1)
+        {"student": student, "teacher": teacher}[whose][1] = nn.ReLU(inplace=in_place)
+        taught.append(distill(student, teacher, loader(), features={"0": "0"}, tuning=Tuning()))
+    assert torch.equal(taught[0][0].weight, taught[1][0].weight)
+
+
 def test_what_does_not_fit() -> None:
     teacher, student = mlp(4, 16, 3), mlp(4, 6, 3)
     with pytest.raises(RequestError, match=r"in its teacher's shape, got \(64, 2\) and \(64, 3\)"):
@@ -189,6 +209,8 @@ def test_what_does_not_fit() -> None:
         distill(student, teacher, loader(), target="hard")
     with pytest.raises(RequestError, match=r"number in \(0, 1\), got 2"):
         distill(student, teacher, loader(), assistants=[2])
+    with pytest.raises(RequestError, match="a student needs a parameter that requires grad, but Sequential has none"):
+        distill(mlp(4, 6, 3).requires_grad_(False), teacher, loader(), features={"0": "0"})
     with pytest.raises(DataError, match="at least one batch"):
         distill(student, teacher, [])
 

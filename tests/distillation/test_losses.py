@@ -73,6 +73,11 @@ def test_dist_loss_is_made_of_correlations() -> None:
     assert dist_loss(student, teacher, temperature=4.0).item() == pytest.approx(16 * (rows + columns))
 
 
+def test_classes_that_are_next_to_never_seen_correlate_too() -> None:
+    sure = 10 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    assert dist_loss(sure, sure, temperature=1.0).item() == pytest.approx(0, abs=1e-4)
+
+
 def test_label_smoothing() -> None:
     student, targets = logits(0), torch.tensor([0, 1, 2, 3, 4, 0])
     soft = np.full((6, 5), 0.3 / 5)

@@ -11,6 +11,7 @@ from torch import nn
 from featherweight.distillation.memory import RememberedTeacher
 from featherweight.distillation.teachers import COMBINATIONS, Ensemble, average_weights
 from featherweight.errors import RequestError
+from featherweight.graph import ProgramModule, to_module
 
 
 class Saying(nn.Module):
@@ -67,6 +68,10 @@ def test_networks_that_do_not_agree() -> None:
         average_weights([nn.Linear(2, 2), nn.Linear(2, 2, bias=False)])
     with pytest.raises(RequestError, match="differ in weight"):
         average_weights([nn.Linear(2, 2), nn.Linear(3, 2)])
+    captured = to_module(norm_net(1), torch.zeros(2, 3))
+    assert isinstance(average_weights([captured]), ProgramModule)
+    with pytest.raises(RequestError, match="which a captured program has not"):
+        average_weights([captured], data=[(torch.zeros(2, 3), torch.zeros(2))])
 
 
 def test_memory_answers_for_the_teacher(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 from torch import nn
 
+from featherweight.graph.constraint import fold
 from featherweight.measuring.latency import Latency
 from featherweight.training import Data, load_data
 
@@ -17,7 +18,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is a microsecond per parameter, and nothing is exported."""
 
     def latencies(models: Sequence[nn.Module], example: object) -> list[Latency]:
-        return [Latency(sum(p.numel() for p in model.parameters()) * 1e-6, 0.0, 7, 1, 1, "none") for model in models]
+        return [Latency(sum(p.numel() for p in fold(model).parameters()) * 1e-6, 0.0, 7, 1, 1, "none") for model in models]
 
     module = importlib.import_module("featherweight.search.compress")  # of that name there is a function, too
     monkeypatch.setattr(module, "compare_latency", latencies)

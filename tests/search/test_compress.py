@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,14 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from featherweight.distillation import Lesson
 from featherweight.errors import CaptureError, DataError, RequestError, TrainingError, WeightsError
 from featherweight.graph.capture import to_module
+from featherweight.graph.constraint import fold
 from featherweight.graph.selection import select_weights
+from featherweight.measuring import count_parameters
+from featherweight.measuring.latency import Latency
 from featherweight.nets import mlp
 from featherweight.packaging import load
 from featherweight.pruning import prune_weights
 from featherweight.search import Budget, ClusterWeights, Compressed, PruneNeurons, PruneWeights, Recipe, compress
-from featherweight.search.compress import check_writable
+from featherweight.search.outputs import check_writable
 from featherweight.training import Data, Tuning, evaluate, fit
 from featherweight.training.loaders import Batch, Loader
 
@@ -55,6 +60,44 @@ class Counted:
     def __iter__(self) -> Iterator[Batch]:
         self.passes += 1
         return iter(self.loader)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_what_the_clock_calls_slower_is_undone(trained: nn.Module, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("featherweight.search.compress")
+
+    def latencies(models: list[nn.Module], example: object) -> list[Latency]:
+        """Fewer neurons take longer, fewer values as long."""
+        return [Latency(1 / sum(p.numel() for p in fold(model).parameters()), 0.0, 7, 1, 1, "none") for model in models]
+
+    monkeypatch.setattr(module, "compare_latency", latencies)
+    budget = Budget(latency_s=1e-9, accuracy_drop=99)
+    found = compress(trained, digits, budget=budget, recipe=Recipe(steps=STEPS), tune=no_tuning)
+    assert outcomes(found)[:2] == [("prune-neurons", "undone, slower")] * 2
+    assert ("cluster-weights", "kept") in outcomes(found)
+    assert count_parameters(found.model) == count_parameters(trained)
+    assert found.steps[0]["speed_up"] < 0.95
+
+
+@pytest.mark.usefixtures("no_export")
+def test_the_network_as_it_was_teaches(trained: nn.Module, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("featherweight.search.compress")
+    seen: list[Any] = []
+
+    def watch(student: nn.Module, teacher: nn.Module, loader: Loader, tuning: Tuning, **options: Any) -> None:
+        seen.append((teacher, options["lesson"]))
+        no_tuning(student, loader, tuning, **options)
+
+    monkeypatch.setattr(module, "teach", watch)
+    lesson = Lesson(temperature=3)
+    compress(trained, digits, budget=ANY_LOSS, recipe=Recipe(steps=STEPS, lesson=lesson))
+    assert len(seen) == 6
+    for teacher, used in seen:
+        assert used == lesson
+        assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), trained.parameters(), strict=True))
+    seen.clear()
+    compress(trained, digits, budget=ANY_LOSS, recipe=Recipe(steps=STEPS[2:], lesson=None))
+    assert seen == []
 
 
 def outcomes(found: Compressed) -> list[tuple[str, str]]:

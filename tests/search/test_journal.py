@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from featherweight.errors import RequestError
-from featherweight.graph.constraint import constrained, duplicate
+from featherweight.factorization import factorize
+from featherweight.graph import to_module
+from featherweight.graph.constraint import constrain, constrained, duplicate
 from featherweight.pruning import plan_neurons, prune_weights
-from featherweight.quantization import cluster_weights
+from featherweight.quantization import Grid, binarize_weights, cluster_weights, quantize_uniform
 from featherweight.search.journal import Journal, Network
 
 REQUEST = {"recipe": {"seed": 0, "shares": (0.5, 0.7)}, "data": "digits"}
@@ -25,12 +27,28 @@ def start() -> nn.Module:
 
 def scrambled(net: nn.Module) -> nn.Module:
     """As after training: every number is another, buffers of batch norm too."""
-    for parameter in net.parameters():
-        parameter.data += torch.randn_like(parameter)
+    for name, parameter in net.named_parameters():
+        parameter.data += torch.rand_like(parameter) if "step" in name else torch.randn_like(parameter)
     for name, buffer in net.named_buffers():
         if name.endswith("running_mean"):
             buffer += torch.randn_like(buffer)
     return net
+
+
+def gridded(net: nn.Module) -> nn.Module:
+    """Its linear layer on a grid with a step for each output and group of inputs, its convolution on one with one step."""
+    group = torch.arange(net[4].in_features) % 3
+    constrain(net, "4.weight", Grid(torch.rand(10, 3) + 0.1, -8, 7, group))
+    constrain(net, "0.weight", Grid(torch.tensor(0.3), -8, torch.tensor(3)))
+    return net
+
+
+def captured(net: nn.Module, example: torch.Tensor) -> nn.Module:
+    """With weights and activations on grids, one of them frozen."""
+    data = [(example, torch.zeros(2, dtype=torch.int64))]
+    quantized = quantize_uniform(net, example, weight_bits=4, activation_bits=8, calibrate=data)
+    quantized.get_parameter("4.bias").requires_grad_(False)
+    return scrambled(quantized)
 
 
 def networks() -> dict[str, Network]:
@@ -48,6 +66,10 @@ def networks() -> dict[str, Network]:
         "clustered": Network(scrambled(clustered), (plan,)),
         "clustered then smaller": Network(scrambled(again.apply(clustered)), (plan, again)),
         "clustered then masked": Network(prune_weights(clustered, sparsity=0.8), (plan,)),
+        "captured, activations quantized": Network(captured(net, example)),
+        "captured, thin and binary": Network(binarize_weights(factorize(to_module(net, example), example, rank=2)), (plan,)),
+        "masked then on a grid": Network(gridded(duplicate(masked)), (plan,)),
+        "on a grid then smaller": Network(again.apply(gridded(duplicate(clustered))), (plan, again)),
     }
 
 
@@ -65,6 +87,8 @@ def test_networks_come_back_exactly(tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(value, got[name]) and value.dtype == got[name].dtype for name, value in expected.items())
     chains = [{name: [type(c) for c in chain] for name, chain in constrained(n.model).items()} for n in (network, back)]
     assert chains[0] == chains[1]
+    trained = [{name for name, p in n.model.named_parameters() if p.requires_grad} for n in (network, back)]
+    assert trained[0] == trained[1]
     inputs = torch.randn(3, 1, 8, 8)
     assert torch.equal(network.model(inputs), back.model(inputs))
 

@@ -11,11 +11,22 @@ import pytest
 import torch
 from torch import nn
 
+from featherweight.distillation import Lesson
 from featherweight.errors import RequestError
 from featherweight.graph.constraint import fold
 from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
 from featherweight.pruning.weight_criteria import WEIGHT_CRITERIA
-from featherweight.search.recipe import STEPS, ClusterWeights, NothingToDo, PruneNeurons, PruneWeights, Recipe, kind_of
+from featherweight.search.recipe import Recipe
+from featherweight.search.steps import (
+    STEPS,
+    ClusterWeights,
+    Factorize,
+    NothingToDo,
+    PruneNeurons,
+    PruneWeights,
+    QuantizeUniform,
+    kind_of,
+)
 from featherweight.training import Tuning
 
 EVERYTHING = """
@@ -23,6 +34,9 @@ seed = 7
 [training]
 epochs = 3
 optimizer = "sgd"
+[lesson]
+temperature = 2
+target = "dist"
 [[step]]
 kind = "prune-neurons"
 sparsity = 0.1
@@ -47,6 +61,15 @@ clusters = [32, 4]
 init = "density"
 tuning = { learning_rate = 0.1 }
 share = 0.5
+[[step]]
+kind = "quantize-uniform"
+bits = [8, 4]
+activation_bits = 8
+rounding = "gptq"
+[[step]]
+kind = "factorize"
+budgets = [0.5]
+method = "tucker"
 """
 
 
@@ -77,8 +100,11 @@ def test_every_setting_is_read(load: Callable[[str], Recipe]) -> None:
             ClusterWeights(
                 clusters=(32, 4), init="density", tuning=replace(ClusterWeights().tuning, learning_rate=0.1), share=0.5
             ),
+            QuantizeUniform(bits=(8, 4), activation_bits=8, rounding="gptq"),
+            Factorize(budgets=(0.5,), method="tucker"),
         ),
         training=Tuning(epochs=3, optimizer="sgd"),
+        lesson=Lesson(temperature=2, target="dist"),
         seed=7,
     )
 
@@ -93,7 +119,9 @@ def test_tuning_that_is_named_in_part_keeps_the_rest_of_the_steps_own(load: Call
 
 def test_empty_recipe_is_the_default(load: Callable[[str], Recipe]) -> None:
     assert load("") == Recipe()
-    assert [kind_of(step) for step in Recipe().steps] == list(STEPS)
+    assert [kind_of(step) for step in Recipe().steps] == ["prune-neurons", "prune-weights", "cluster-weights"]
+    assert load("lesson = false") == Recipe(lesson=None)
+    assert "lesson" not in Recipe(lesson=None).as_dict()
 
 
 def test_no_step_is_a_recipe_too(load: Callable[[str], Recipe]) -> None:
@@ -104,7 +132,7 @@ def test_no_step_is_a_recipe_too(load: Callable[[str], Recipe]) -> None:
     ("text", "complaint"),
     [
         ("seed = [", "readable TOML"),
-        ("sead = 1", "seed, training, step, got sead"),
+        ("sead = 1", "seed, training, lesson, step, got sead"),
         ('seed = "x"', r"seed must be a whole number in \[0, 2\*\*32\)"),
         ("seed = -1", "seed"),
         ("seed = 4294967296", "seed"),
@@ -113,6 +141,9 @@ def test_no_step_is_a_recipe_too(load: Callable[[str], Recipe]) -> None:
         ("[training]\nepoch = 5", "got epoch"),
         ("[training]\nepochs = -1", "epochs must be"),
         ('[training]\nlearning_rate = "fast"', r"\[training\]"),
+        ("lesson = true", r"\[lesson\] must be a table"),
+        ("[lesson]\ntemperature = 0", "temperature must be above 0"),
+        ("[lesson]\nfeatures = { a = 'b' }", "features must be Features"),
         ("step = 5", "list of tables"),
         ("step = [5]", "list of tables"),
         ("[step]\nkind = 'prune-weights'", "list of tables"),
@@ -147,6 +178,13 @@ def test_no_step_is_a_recipe_too(load: Callable[[str], Recipe]) -> None:
                 ("cluster-weights", "clusters = [65536]", "clusters"),
                 ("cluster-weights", "clusters = [8.0]", "clusters"),
                 ("cluster-weights", "init = 'forgy'", "init must be one of"),
+                ("quantize-uniform", "bits = 8", "bits must be a list"),
+                ("quantize-uniform", "bits = [4, 8]", "decreasing"),
+                ("quantize-uniform", "bits = [1]", r"in \[2, 16\]"),
+                ("quantize-uniform", "activation_bits = 9", "activation_bits"),
+                ("quantize-uniform", "rounding = 'up'", "rounding must be one of"),
+                ("factorize", "budgets = [0.2, 0.5]", "decreasing"),
+                ("factorize", "method = 'tuker'", "did you mean 'tucker'"),
             ]
         ),
     ],

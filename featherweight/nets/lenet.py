@@ -8,7 +8,7 @@ from torch import nn
 
 from featherweight.nets.shape import check_image, check_shape, features
 
-__all__ = ["lenet5", "lenet_300_100"]
+__all__ = ["lenet5", "lenet_300_100", "pooled"]
 
 
 def lenet_300_100(*, input_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> nn.Module:
@@ -72,13 +72,18 @@ def lenet5(*, input_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> 
         "conv2": nn.Conv2d(20, 50, 5),
         "pool2": nn.MaxPool2d(2),
         "flatten": nn.Flatten(1),
-        "fc1": nn.Linear(50 * _pooled(rows) * _pooled(columns), 500),
+        "fc1": nn.Linear(50 * pooled(rows) * pooled(columns), 500),
         "relu1": nn.ReLU(),
         "fc2": nn.Linear(500, classes),
     }
     return nn.Sequential(OrderedDict(layers))
 
 
-def _pooled(size: int) -> int:
-    """What both convolutions and both poolings leave of `size` pixels."""
+def pooled(size: int) -> int:
+    """What LeNet-5's two convolutions and two poolings leave of `size` pixels in a row or a column.
+
+    Example:
+        >>> pooled(28)
+        4
+    """
     return ((size - 4) // 2 - 4) // 2

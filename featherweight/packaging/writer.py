@@ -111,7 +111,7 @@ def pack(program: Program | None, tensors: Mapping[str, torch.Tensor]) -> bytes:
 
     Example:
         >>> len(pack(None, {"a.weight": torch.zeros(1000, 1000)}))
-        46
+        39
     """
     file = io.BytesIO()
     write(file, program, tensors)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from featherweight.errors import RequestError
-from featherweight.graph.capture import to_module
 from featherweight.nets import NETS
+from tests.nets.small import CLASSES, COMPACT, SHAPE, captured, small
 
 COUNTS = [
     ("mlp", (1, 8, 8), 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10),
@@ -29,29 +29,30 @@ SHAPES = [
     *(("lenet-300-100", shape) for shape in ((1, 28, 28), (7,))),
     *(("lenet5", shape) for shape in ((1, 28, 28), (3, 16, 16), (1, 17, 40))),
     *(("resnet20", shape) for shape in ((1, 8, 8), (3, 32, 32), (2, 9, 15))),
+    *((name, shape) for name in COMPACT for shape in ((1, 16, 16), (2, 28, 33))),
+    *((name, (1, 8, 8)) for name in COMPACT if name != "squeezenet"),
 ]
 
 
 @pytest.mark.parametrize(("name", "input_shape"), SHAPES)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_output_shape(name: str, input_shape: tuple[int, ...], batch: int) -> None:
-    model = NETS[name](input_shape=input_shape, classes=4).eval()
+    model = small(name, input_shape=input_shape, classes=4).eval()
     assert model(torch.randn(batch, *input_shape)).shape == (batch, 4)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_captured_program_gives_the_same_for_any_batch(name: str) -> None:
-    shape = (3, 16, 16)
-    model = NETS[name](input_shape=shape, classes=5).eval()
-    program = to_module(model, torch.zeros(2, *shape)).eval()
+    model, program = captured(name)
     for batch in (1, 7):
-        inputs = torch.randn(batch, *shape)
+        inputs = torch.randn(batch, *SHAPE)
+        assert model(inputs).shape == (batch, CLASSES)
         assert torch.allclose(program(inputs), model(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_parameter_is_trained(name: str) -> None:
-    model = NETS[name](input_shape=(1, 16, 16))
+    model = small(name, input_shape=(1, 16, 16))
     model(torch.randn(4, 1, 16, 16)).square().sum().backward()
     assert [n for n, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
 

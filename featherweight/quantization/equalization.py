@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from featherweight.graph.program import Node, Program, Ref
-from featherweight.graph.rewrite import LINEAR_OPS, input_channels, output_channels, readers_of, rewrite
+from featherweight.graph.rewrite import LINEAR_OPS, input_channels, output_channels, readers_of
 
 __all__ = ["Pair", "equalize_layers", "find_pairs"]
-
-_log = logging.getLogger(__name__)
 
 # Operations on each channel by itself, for which f(s · x) = s · f(x) with s > 0.
 _HOMOGENEOUS = frozenset(
@@ -31,12 +28,10 @@ class Pair:
     Args:
         first: the position of the first layer's node.
         second: of the second's.
-        limits: of ReLU6 nodes between them.
     """
 
     first: int
     second: int
-    limits: tuple[int, ...] = ()
 
 
 def find_pairs(program: Program, tensors: Mapping[str, torch.Tensor]) -> list[Pair]:
@@ -54,21 +49,19 @@ def find_pairs(program: Program, tensors: Mapping[str, torch.Tensor]) -> list[Pa
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> program = capture(net, torch.zeros(1, 3))
         >>> find_pairs(program, tensors_of(net, program))
-        [Pair(first=0, second=2, limits=())]
+        [Pair(first=0, second=2)]
     """
     readers = readers_of(program)
     found = []
     for position, node in enumerate(program.nodes):
         if not _owns_its_tensors(program, node, readers):
             continue
-        at, limits = position, []
+        at = position
         while (next_reader := _only_reader(program, at, readers)) is not None:
             at = next_reader
-            if _is_relu6(program.nodes[at]):
-                limits.append(at)
-            elif program.nodes[at].op not in _HOMOGENEOUS:
+            if program.nodes[at].op not in _HOMOGENEOUS:
                 break
-        pair = Pair(position, at, tuple(limits))
+        pair = Pair(position, at)
         if at != position and _owns_its_tensors(program, program.nodes[at], readers) and _fits(program, pair, tensors):
             found.append(pair)
     return found
@@ -76,27 +69,27 @@ def find_pairs(program: Program, tensors: Mapping[str, torch.Tensor]) -> list[Pa
 
 def equalize_layers(
     program: Program, tensors: Mapping[str, torch.Tensor]
-) -> tuple[Program, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Scales the channels between layers so that each has the same range in the layer that makes it as in that which reads it.
 
     Nagel, van Baalen, Blankevoort and Welling (ICCV 2019, equations 7 to 11): channel i of the first layer is divided by
     s = √(r₁/r₂), the inputs of the second that read it are multiplied by s, with r the largest magnitudes of their weights;
-    pair after pair, again and again until nothing changes. The network computes the same, but for ReLU6 between two layers,
-    which becomes ReLU, as in the paper: what exceeded 6 is not limited any more.
+    pair after pair, again and again until nothing changes. The network computes the same. Deviation: layers with a ReLU6
+    between them are left alone; in the paper it becomes a ReLU, which makes another network of one that uses the limit.
 
     Args:
         program: with its batch norms folded; not changed.
         tensors: its tensors by name; not changed.
 
     Returns:
-        The program; its tensors; and for each second layer's weight what its inputs were divided by, (inputs,).
+        The tensors; and for each second layer's weight what its inputs were divided by, (inputs,).
 
     Example:
         >>> from featherweight.graph.capture import capture, tensors_of
         >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
         >>> _ = net[0].weight.data.copy_(torch.tensor([[8.0], [1.0]])), net[2].weight.data.copy_(torch.tensor([[2.0, 4.0]]))
         >>> program = capture(net, torch.zeros(1, 1))
-        >>> equalize_layers(program, tensors_of(net, program))[1]["0.weight"].flatten().tolist()
+        >>> equalize_layers(program, tensors_of(net, program))[0]["0.weight"].flatten().tolist()
         [4.0, 2.0]
     """
     pairs = find_pairs(program, tensors)
@@ -112,11 +105,7 @@ def equalize_layers(
             largest = max(largest, float((scales - 1).abs().max()))
         if largest < _DONE:
             break
-    limits = [position for pair in pairs for position in pair.limits]
-    if limits:
-        _log.warning("%d ReLU6 between equalised layers became ReLU", len(limits))
-    changes: dict[int, Node | Ref] = {position: Node("relu", program.nodes[position].args[:1]) for position in limits}
-    return rewrite(program, changes), {name: found[name].to(tensor.dtype) for name, tensor in tensors.items()}, divided
+    return {name: found[name].to(tensor.dtype) for name, tensor in tensors.items()}, divided
 
 
 def _weight(program: Program, position: int) -> str:
@@ -138,11 +127,6 @@ def _only_reader(program: Program, position: int, readers: Mapping[int, list[int
     if len(after) != 1 or after[0] < 0:
         return None
     return after[0] if program.nodes[after[0]].args[0] == Ref(value) else None
-
-
-def _is_relu6(node: Node) -> bool:
-    name = node.op.removesuffix("_")
-    return name == "relu6" or (name == "hardtanh" and tuple(node.args[1:3]) == (0, 6))
 
 
 def _channels(program: Program, position: int, tensors: Mapping[str, torch.Tensor]) -> int:

@@ -245,7 +245,7 @@ def _prepared(
     means = expected_inputs(program, tensors) if options.correct_bias and calibrate is None else {}
     program, tensors = fold_batch_norm(program, tensors)
     if options.equalize:
-        program, tensors, divided = equalize_layers(program, tensors)
+        tensors, divided = equalize_layers(program, tensors)
         means = {name: mean / divided[name].cpu() if name in divided else mean for name, mean in means.items()}
     if options.correct_bias:
         layers = [i for i, n in enumerate(program.nodes) if n.op in LINEAR_OPS and program.tensor_name(n.args[1]) is not None]

@@ -192,6 +192,10 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             inputs, *targets = (batch,) if isinstance(batch, torch.Tensor) else batch
+            if not isinstance(inputs, torch.Tensor):
+                raise DataError(
+                    f"data must be batches of inputs, one tensor, with or without targets, got a {type(batch).__name__}"
+                )
             if self._labelled and not targets:
                 raise DataError("data without targets need hard_weight=0 and a target other than 'decoupled'")
             yield inputs, targets[0] if self._labelled else torch.zeros(len(inputs), dtype=torch.int64)

@@ -41,6 +41,9 @@ def hint_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     Returns:
         A scalar, at least 0.
 
+    Raises:
+        RequestError: the features have other positions.
+
     Example:
         >>> hint_loss(torch.zeros(2, 3), torch.ones(2, 3)).item()
         1.0
@@ -62,7 +65,7 @@ def attention_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
         A scalar, at least 0.
 
     Raises:
-        RequestError: a feature has no positions.
+        RequestError: a feature has no positions, or the features have others.
 
     Example:
         >>> f = torch.tensor([[[[3.0, 4.0]]]])
@@ -79,7 +82,7 @@ def relational_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     """How samples lie to one another: their distances, in units of the mean distance, and the angles between them.
 
     Relational distillation (Park et al., CVPR 2019, eqs. 4 to 9, with weight 1 for distances and 2 for angles as in their
-    section 4). Widths and sizes may differ; the angles take memory in the cube of the batch.
+    section 4). Widths and sizes may differ. For B samples it takes memory for B² features and B³ angles: pool large maps first.
 
     Args:
         student: (B, …).
@@ -227,7 +230,12 @@ def channels_last(feature: torch.Tensor) -> torch.Tensor:
 def _of_size(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """The teacher's feature, its maps averaged to the student's height and width."""
     if teacher.dim() == student.dim() == 4 and teacher.shape[2:] != student.shape[2:]:
-        return adaptive_avg_pool2d(teacher, (student.shape[2], student.shape[3]))
+        teacher = adaptive_avg_pool2d(teacher, (student.shape[2], student.shape[3]))
+    if channels_last(teacher).shape[:-1] != channels_last(student).shape[:-1]:
+        raise RequestError(
+            f"features to compare must have the same positions, got {tuple(student.shape)} of the student and "
+            f"{tuple(teacher.shape)} of the teacher; map layers of one kind, or take the loss 'relational' or 'similarity'"
+        )
     return teacher
 
 

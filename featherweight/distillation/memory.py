@@ -54,7 +54,9 @@ class RememberedTeacher(nn.Module):
         try:
             self._file = sqlite3.connect(self._path)
             self._file.execute(_SCHEMA)
-            self._belongs_to(fingerprint(fold(teacher), {}))
+            plain = fold(teacher)
+            modules = [f"{type(module).__name__} {module.extra_repr()}" for module in plain.modules()]
+            self._belongs_to(fingerprint(plain, {"modules": modules}))
         except sqlite3.Error as error:
             raise RequestError(
                 f"a teacher's memory must be an SQLite file that can be written, but {path} is not: {error}"

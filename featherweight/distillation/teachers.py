@@ -97,11 +97,16 @@ class Ensemble(nn.Module):
         super().__init__()
         check("members", len(members), "at least 1", len(members) >= 1)
         self.members = nn.ModuleList(members)
+        self.combine = combine
         self._combine = look_up(COMBINATIONS, combine, "combine")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The members' common answer, logits (B, classes)."""
         return self._combine(torch.stack([member(x) for member in self.members]))
+
+    def extra_repr(self) -> str:
+        """How the members are combined, for `repr`."""
+        return f"combine={self.combine!r}"
 
 
 def average_weights(models: Sequence[nn.Module], *, data: Loader | None = None) -> nn.Module:

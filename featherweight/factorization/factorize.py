@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -50,7 +51,7 @@ class FactorPlan:
     inputs: tuple[Input, ...] = ()
 
     def apply(self, model: nn.Module, *, data: Iterable[Batch] | None = None) -> nn.Module:
-        """A copy with thin layers, the constraints on its other weights kept.
+        """A copy with thin layers, the constraints on the tensors of its other layers kept.
 
         The user's own class comes back, with `nn.Sequential` in the place of layers, where its code runs with them and agrees
         with the captured program; otherwise a `ProgramModule` does, and the log says so.
@@ -100,8 +101,8 @@ def plan_factors(
     Args:
         model: any module that `torch.export` captures; it is not changed.
         example: a batch of inputs.
-        rank: of every layer, an int of at least 1; or a share of its full rank, a float in (0, 1); or "vbmf", by
-            `rank_by_vbmf`; or ranks by weight name, and only these.
+        rank: of every layer, an int of at least 1, or the full rank where that is less; or a share of its full rank, a float
+            in (0, 1); or "vbmf", by `rank_by_vbmf`; or ranks by weight name (or pattern of names), and only these.
         energy: the share of the squared singular values kept in each layer, in (0, 1]; with data, of the layer's outputs.
         budget: the share of the weights of all layers that may be factored which is kept, in (0, 1); ranks are chosen together,
             so that the sum of the layers' relative errors is least.
@@ -117,6 +118,7 @@ def plan_factors(
     Raises:
         RequestError: not exactly one of the three, a number out of range, an unknown name, a method that does not look at data,
             or patterns that leave nothing.
+        WeightsError, DataError: a weight, or what the data make a layer get, is not finite.
         CaptureError, UnsupportedOpError: as `capture` says.
 
     Example:
@@ -132,6 +134,8 @@ def plan_factors(
         knowing = ", ".join(name for name, other in METHODS.items() if other.uses_data)
         raise RequestError(f"the method {method!r} does not look at data; {knowing} do")
     network = look(model, example, data, include=names, exclude=exclude)
+    if isinstance(rank, Mapping):
+        _check_names(rank, [*network.layers, *network.skipped])
     reasons = {name: way.fits(layer) for name, layer in network.layers.items()}
     skipped = dict(network.skipped) | {name: why for name, why in reasons.items() if why}
     fitting = {name: layer for name, layer in network.layers.items() if not reasons[name]}
@@ -188,11 +192,21 @@ def _rank(
         return max(1, rank_by_vbmf(energies, max(full, layer.weight.numel() // full)))
     if isinstance(rank, Mapping):
         rank = next(value for pattern, value in rank.items() if fnmatchcase(name, pattern))
+        check(f"the rank of {name!r}", rank, f"at most its full rank, {full}", not isinstance(rank, int) or rank <= full)
     if isinstance(rank, float):
         check("rank", rank, "a share of the full rank in (0, 1), or a whole number", 0 < rank < 1)
         return max(1, round(rank * full))
     check("rank", rank, "a whole number >= 1", isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1)
     return min(int(rank or 1), full)
+
+
+def _check_names(rank: Mapping[str, int], known: Sequence[str]) -> None:
+    for pattern in rank:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise RequestError(
+                f"ranks must be given by the names of linear or convolution weights, got {pattern!r}; "
+                f"did you mean {', '.join(get_close_matches(pattern, known, cutoff=0.0)) or 'another network'}?"
+            )
 
 
 def _share(way: Method, layers: Mapping[str, Layer], energies: Mapping[str, torch.Tensor], budget: float) -> dict[str, int]:
@@ -219,10 +233,14 @@ def _share(way: Method, layers: Mapping[str, Layer], energies: Mapping[str, torc
         gains[(dearer > left) | (error >= error[now])] = -1.0
         return float(gains.max()), int(gains.argmax())
 
-    while steps := [(gain, name, to) for name in chosen for gain, to in [best(name)] if gain > 0]:
-        _, name, to = max(steps)
-        left -= float(costs[name][to] - costs[name][chosen[name]])
-        chosen[name] = to
+    steps = {name: best(name) for name in chosen}
+    while any(gain > 0 for gain, _ in steps.values()):
+        _, name, to = max((gain, name, to) for name, (gain, to) in steps.items())
+        price = float(costs[name][to] - costs[name][chosen[name]])
+        if price <= left:  # else it was the best when there was more left
+            left -= price
+            chosen[name] = to
+        steps[name] = best(name)
     return {name: index + 1 for name, index in chosen.items() if index + 1 < len(costs[name])}
 
 

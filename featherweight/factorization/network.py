@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featherweight.errors import DataError, WeightsError
 from featherweight.factorization.layers import Layer, Pair, Thin
 from featherweight.graph.capture import Example, capture, example_of, on_device_of, tensors_of
 from featherweight.graph.constraint import duplicate, fold
@@ -64,6 +65,7 @@ def look(
 
     Raises:
         RequestError: patterns that leave nothing.
+        WeightsError, DataError: a weight, or what the data make a layer get, is not finite.
         CaptureError, UnsupportedOpError: as `capture` says.
     """
     program = capture(model, example)
@@ -78,6 +80,8 @@ def look(
         name = program.tensor_name(node.args[1]) if len(node.args) > 1 else None
         if name not in chosen or not (node.op == "linear" or node.op.startswith("conv")):
             continue
+        if not bool(tensors[name].isfinite().all()):
+            raise WeightsError(f"a weight to factor must be finite, but {name!r} holds NaN or infinity")
         shared = len(readers[node.args[1].index]) > 1
         size = tuple(shapes[node.args[0].index].shape[-2:])
         found = "several layers share it" if shared else _layer(node, tensors[name], size)
@@ -87,6 +91,8 @@ def look(
             layers[name], positions[name] = found, position
     if data is not None and layers:
         moments = input_hessians(Evidence(twin, data, purpose="factoring for data"), list(layers))
+        if not all(bool(found.isfinite().all()) for found in moments.values()):
+            raise DataError("data must be finite wherever they flow, but what some layer gets of them holds NaN or infinity")
         layers = {name: replace(layer, moments=moments[name][0]) for name, layer in layers.items()}
     return Network(program, tensors, layers, positions, skipped)
 
@@ -127,7 +133,8 @@ def replace_layers(model: nn.Module, network: Network, chains: Mapping[str, Sequ
     """
     if not chains:
         return duplicate(model)
-    program, tensors = network.program, dict(network.tensors)
+    program, tensors, folded = network.program, dict(network.tensors), fold(model)
+    trainable = {name: p.requires_grad for name, p in folded.named_parameters(remove_duplicate=False)}
     end = program.first_node + len(program.nodes)
     added: list[TensorSpec] = []
     changes: dict[int, list[Node]] = {}
@@ -137,16 +144,14 @@ def replace_layers(model: nn.Module, network: Network, chains: Mapping[str, Sequ
         parts = []
         for number, thin in enumerate(chain):
             own = _inside(name, f"{number}.weight")
-            tensors[own] = thin.weight
+            tensors[own], trainable[own] = thin.weight, trainable[name]
             added.append(TensorSpec(own, "parameter"))
             parts.append(_node(node, thin, Ref(end + len(added) - 1), number > 0, bias if thin is chain[-1] else None))
         changes[network.positions[name]] = parts
     smaller = expand(program, changes, added)
-    folded = fold(model)
-    trainable = {name: p.requires_grad for name, p in folded.named_parameters(remove_duplicate=False)}
     twin = ProgramModule(replace(smaller, constants={}), {spec.name: tensors[spec.name] for spec in smaller.tensors})
     for own, parameter in twin.named_parameters():
-        parameter.requires_grad_(trainable.get(own, True))
+        parameter.requires_grad_(trainable[own])
     twin.train(model.training)
     result = _own_class(folded, twin, chains)
     constrain_like(result, model, {})
@@ -204,9 +209,9 @@ def _sequential(layer: Any, chain: Sequence[Thin]) -> nn.Sequential:
         if kernel:
             size = (kernel[0], kernel[1])
             settings = (thin.stride, thin.padding, thin.dilation, thin.groups)
-            module = nn.Conv2d(inputs * thin.groups, outputs, size, *settings, bias=False)
+            module = nn.Conv2d(inputs * thin.groups, outputs, size, *settings, bias=False, device="meta")
         else:
-            module = nn.Linear(inputs, outputs, bias=False)
+            module = nn.Linear(inputs, outputs, bias=False, device="meta")  # which draws no random weights
         module.weight = nn.Parameter(thin.weight.clone(), requires_grad=layer.weight.requires_grad)
         made.append(module)
     made[-1].bias = layer.bias

@@ -75,6 +75,8 @@ def separate_convolutions(
         >>> [tuple(layer.weight.shape) for layer in compact[2]]
         [(8, 1, 3, 3), (8, 8, 1, 1)]
     """
+    whole = isinstance(multiplier, int) and not isinstance(multiplier, bool) and multiplier >= 1
+    check("multiplier", multiplier, "a whole number >= 1", whole)
     check("order", order, f"one of {', '.join(_ORDERS)}", order in _ORDERS)
     plan = plan_factors(model, example, rank=multiplier, method="separable", data=data, include=include, exclude=exclude)
     if not plan.factorings:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from featherweight.errors import RequestError, UnsupportedOpError, check, look_up
-from featherweight.graph.capture import Example, capture, on_device_of, tensors_of, twin_of
+from featherweight.graph.capture import Example, capture, example_of, on_device_of, tensors_of, twin_of
 from featherweight.graph.constraint import duplicate, fold
 from featherweight.graph.cutting import constrain_like
 from featherweight.graph.own_class import difference, tolerance
@@ -158,7 +158,7 @@ class LayerPlan:
             return duplicate(model)
         twin, residuals = self._find(model)
         smaller = _shallower(twin, residuals)
-        inputs = on_device_of(twin, twin.program.example(seed=2))
+        inputs = on_device_of(twin, example_of(twin, seed=2))
         with torch.no_grad():
             distance = difference(duplicate(smaller).eval()(*inputs), _Silenced(twin, residuals).eval()(*inputs))
         if not distance <= tolerance(twin):
@@ -275,7 +275,7 @@ class _Silenced(ProgramModule):
     """The network with what some branches add multiplied by 0."""
 
     def __init__(self, network: ProgramModule, residuals: Sequence[Residual]) -> None:
-        super().__init__(network.program, network.state_dict())
+        super().__init__(network.program, network.state_dict(keep_vars=True))
         self._positions = {residual.branch.index - network.program.first_node for residual in residuals}
         self.train(network.training)
 

@@ -15,6 +15,7 @@ from featherweight.errors import UnsupportedOpError, check, look_up
 from featherweight.factorization import plan_factors
 from featherweight.factorization.decompositions import METHODS
 from featherweight.graph.capture import Example, to_module
+from featherweight.graph.cutting import constrain_like
 from featherweight.graph.selection import select_weights
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import GradualPruning, apply_masks, plan_neurons
@@ -264,7 +265,8 @@ class QuantizeUniform:
 class Factorize:
     """Layers as products of thin ones, from many weights to few (see `factorization.plan_factors`).
 
-    Each share starts from the network as it was before this step. The result is a captured program.
+    Each share starts from the network as it was before this step. The result is a captured program; constraints stay on the
+    layers that stay.
 
     Args:
         budgets: which share of the weights of all layers that may be factored is kept, decreasing, each in (0, 1).
@@ -295,6 +297,7 @@ class Factorize:
                 current: nn.Module, base: nn.Module, example: Example, budget: float = budget
             ) -> tuple[nn.Module, None]:
                 whole = to_module(base, example)
+                constrain_like(whole, base, {})
                 plan = plan_factors(whole, example, budget=budget, method=self.method)
                 if not plan.factorings:
                     raise NothingToDo("no layer would be cheaper as a product of thin ones")
@@ -356,7 +359,7 @@ def _is_share(value: object) -> bool:
 
 
 def _is_list(value: object, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, tuple | list) and all(map(holds, value))
+    return isinstance(value, tuple | list) and len(value) > 0 and all(map(holds, value))
 
 
 def _increases(values: Sequence[float]) -> bool:

@@ -211,6 +211,8 @@ def test_what_does_not_fit() -> None:
         distill(student, teacher, loader(), assistants=[2])
     with pytest.raises(RequestError, match="a student needs a parameter that requires grad, but Sequential has none"):
         distill(mlp(4, 6, 3).requires_grad_(False), teacher, loader(), features={"0": "0"})
+    with pytest.raises(DataError, match="one tensor, with or without targets, got a dict"):
+        distill(student, teacher, [{"x": torch.zeros(2, 4)}], hard_weight=0)  # type: ignore[list-item]
     with pytest.raises(DataError, match="at least one batch"):
         distill(student, teacher, [])
 

@@ -47,6 +47,13 @@ def test_attention_needs_positions() -> None:
         attention_loss(normal(2, 3), normal(2, 3))
 
 
+@pytest.mark.parametrize(("own", "theirs"), [((2, 5, 4), (2, 1, 4)), ((2, 5, 4), (2, 7, 4)), ((2, 4, 3, 3), (2, 9, 4))])
+def test_positions_must_be_the_same(own: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    for loss in (hint_loss, attention_loss):
+        with pytest.raises(RequestError, match="must have the same positions"):
+            loss(normal(*own), normal(*theirs))
+
+
 def test_relations_do_not_change_by_rotation_scale_and_shift() -> None:
     points = normal(7, 4)
     rotation = torch.linalg.qr(normal(4, 4, seed=1))[0]

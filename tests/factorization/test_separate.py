@@ -55,5 +55,7 @@ def test_what_cannot_be_separated_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(36, 2))
     with pytest.raises(RequestError, match=r"0\.weight: it has 2 groups; 1\.weight: its kernel has one entry"):
         separate_convolutions(model, torch.zeros(1, 4, 5, 5), [(torch.zeros(2, 4, 5, 5), torch.zeros(2, dtype=torch.int64))])
+    with pytest.raises(RequestError, match=r"multiplier must be a whole number >= 1, got 0\.5"):
+        separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), multiplier=0.5)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="order must be one of together, in turns"):
         separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), order="backwards")

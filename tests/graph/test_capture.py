@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from featherweight.errors import CaptureError, UnsupportedOpError
-from featherweight.graph.capture import capture, tensors_of, to_module
+from featherweight.graph.capture import capture, example_of, tensors_of, to_module
 from featherweight.graph.exported import from_exported
 from featherweight.graph.program import ProgramModule, Ref
 from featherweight.graph.shapes import infer_shapes
@@ -321,3 +321,25 @@ def test_refs_only_look_back() -> None:
 
     for position, node in enumerate(program.nodes):
         assert all(i < program.first_node + position for i in indices(node.args))
+
+
+class Lookups(nn.Module):
+    """Two tables read the words, and the smaller one has 3 rows; the places are shifted before they are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Embedding(10, 4), nn.Embedding(3, 4)
+
+    def forward(self, words: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        given = (words != 0).float()[..., None]
+        return (given * self.large(words) + self.small(words) + self.large(places + 9)).mean(1)
+
+
+def test_example_of_a_network_looks_up_rows_that_are_there() -> None:
+    twin = to_module(Lookups(), (torch.zeros(1, 6, dtype=torch.int64),) * 2)
+    words, places = example_of(twin, batch=50, seed=1)
+    assert words.unique().tolist() == [0, 1, 2]  # not all padding
+    assert places.unique().tolist() == [0]  # which rows are meant cannot be told: 0 is safe
+    assert torch.isfinite(twin(words, places)).all()
+    again = example_of(twin, batch=50, seed=1)
+    assert torch.equal(again[0], words)

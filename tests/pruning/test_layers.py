@@ -108,3 +108,11 @@ def test_bad_input() -> None:
 def test_the_plan_prints_what_goes() -> None:
     text = str(plan_layers(network(), torch.zeros(1, 4).double(), sparsity=0.5))
     assert [line.split()[0] for line in text.splitlines() if line.endswith("goes")] == ["2.down", "4.down"]
+
+
+def test_what_is_frozen_stays_so() -> None:
+    model = network()
+    model[3].requires_grad_(False)
+    plan = plan_layers(model, torch.zeros(1, 4).double(), sparsity=0.5, exclude=["3.*"])
+    for smaller in (plan.mask(model), plan.apply(model)):
+        assert {name.partition(".")[0] for name, p in smaller.named_parameters() if not p.requires_grad} == {"3"}

@@ -13,7 +13,8 @@ from torch import nn
 
 from featherweight.distillation import Lesson
 from featherweight.errors import RequestError
-from featherweight.graph.constraint import fold
+from featherweight.graph.constraint import constraints_of, fold
+from featherweight.pruning import Mask, prune_weights
 from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
 from featherweight.pruning.weight_criteria import WEIGHT_CRITERIA
 from featherweight.search.recipe import Recipe
@@ -174,6 +175,7 @@ def test_no_step_is_a_recipe_too(load: Callable[[str], Recipe]) -> None:
                 ("prune-weights", "until = 1.1", "until"),
                 ("cluster-weights", "clusters = 8", "clusters must be a list"),
                 ("cluster-weights", "clusters = [8, 16]", "decreasing"),
+                ("cluster-weights", "clusters = []", "clusters must be a list"),
                 ("cluster-weights", "clusters = [8, 0]", "clusters"),
                 ("cluster-weights", "clusters = [65536]", "clusters"),
                 ("cluster-weights", "clusters = [8.0]", "clusters"),
@@ -246,6 +248,14 @@ def test_each_number_of_clusters_starts_from_the_networks_own_weights() -> None:
     assert [len(n[0].weight.unique()) for n in nets] == [16, 2]
     (again,) = proposals(ClusterWeights(clusters=(2,)), net, torch.zeros(2, 6))
     assert torch.equal(nets[1][0].weight, again[0].weight), "16 clusters on the way make no difference"
+
+
+def test_thin_layers_leave_masks_on_the_others() -> None:
+    net = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3))
+    masked = prune_weights(net, sparsity=0.5, allocation="uniform", include=["4.weight"])
+    thin = proposals(Factorize(budgets=(0.3,)), masked, torch.zeros(2, 6))[0]
+    assert "2.0.weight" in dict(thin.named_parameters())
+    assert [type(c) for c in constraints_of(thin, "4.weight")] == [Mask]
 
 
 @pytest.mark.parametrize(

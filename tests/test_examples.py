@@ -10,6 +10,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EXPECTED = {
     "compress_digits": ("smaller", ["digits.fw", "digits.report.json"]),
+    "compress_transformer": ("times smaller; of 32 new texts", ["small.fw", "whole.fw"]),
     "own_recipe": ("cluster-weights {'clusters': 32, 'init': 'linear'}", ["own.fw", "own.report.json", "recipe.toml"]),
     "pack_and_measure": ("all parts together: True\nthe same outputs: True", ["net.fw"]),
 }

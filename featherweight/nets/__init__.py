@@ -15,6 +15,7 @@ from featherweight.nets.layers import SeparableConv, SqueezeExcite
 from featherweight.nets.lenet import lenet5, lenet_300_100
 from featherweight.nets.mlp import mlp
 from featherweight.nets.mobilenet import InvertedResidual, mobilenet_v1, mobilenet_v2, mobilenet_v3_small
+from featherweight.nets.msdnet import msdnet
 from featherweight.nets.resnet import resnet20
 from featherweight.nets.shufflenet import ShuffleUnit, SplitUnit, shuffle_channels, shufflenet_v1, shufflenet_v2
 from featherweight.nets.squeezenet import Fire, squeezenet
@@ -43,6 +44,7 @@ __all__ = [
     "mobilenet_v1",
     "mobilenet_v2",
     "mobilenet_v3_small",
+    "msdnet",
     "resnet20",
     "shuffle_channels",
     "shufflenet_v1",

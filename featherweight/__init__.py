@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featherweight import (
         distillation,
+        dynamic,
         errors,
         exporting,
         factorization,
@@ -39,6 +40,7 @@ __all__ = [
     "Report",
     "compress",
     "distillation",
+    "dynamic",
     "errors",
     "exporting",
     "factorization",

@@ -24,12 +24,13 @@ LEVELS = {
     "packaging": 5,
     "measuring": 6,
     "factorization": 7,
-    "search": 8,
-    "reporting": 9,
-    "facade": 10,
-    "experiments": 11,
-    "cli": 12,
-    "__main__": 13,
+    "dynamic": 8,
+    "search": 9,
+    "reporting": 10,
+    "facade": 11,
+    "experiments": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 
 # Pickles run code when they are read; timm and torchvision would be large dependencies for little.

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from featherweight.experiments import (
+    assistants,
+    binary,
     deconstructing,
     deep_compression,
+    ensemble,
+    hinton_mnist,
     lottery_tickets,
     rethinking,
+    storage_record,
     supermasks,
+    temperature,
+    unseen_digit,
     weight_agnostic,
     weights_or_neurons,
     why_prune,
@@ -28,5 +35,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "rethinking": rethinking.EXPERIMENT,
     "why-prune": why_prune.EXPERIMENT,
     "weights-or-neurons": weights_or_neurons.EXPERIMENT,
+    "binary": binary.EXPERIMENT,
+    "storage-record": storage_record.EXPERIMENT,
+    "hinton-mnist": hinton_mnist.EXPERIMENT,
+    "unseen-digit": unseen_digit.EXPERIMENT,
+    "temperature": temperature.EXPERIMENT,
+    "ensemble": ensemble.EXPERIMENT,
+    "assistants": assistants.EXPERIMENT,
 }
 """Experiments by name."""

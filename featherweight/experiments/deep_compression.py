@@ -10,17 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.functional import pad
-
 from featherweight.experiments.experiment import Cell, Experiment, Lab, Outcome
+from featherweight.experiments.shifts import with_shifts
 from featherweight.experiments.summary import markdown_table, mean, select, spread
 from featherweight.nets import NETS
 from featherweight.reporting.plots import Point, plot_size_accuracy
 from featherweight.search.budget import Budget
-from featherweight.search.compress import compress, report_path
+from featherweight.search.compress import compress
+from featherweight.search.outputs import report_path
 from featherweight.search.recipe import Recipe
-from featherweight.training import Data, TensorLoader
 
 __all__ = ["EXPERIMENT", "best_run", "recipe_of"]
 
@@ -32,8 +30,6 @@ _BUDGET = {"lenet-300-100": 0.6, "lenet5": 0.1}
 # Han, Mao and Dally, table 1: KB and % error, before and after.
 _PAPER = {"lenet-300-100": (1070, 1.64, 27, 1.58), "lenet5": (1720, 0.80, 44, 0.74)}
 _TITLES = {"lenet-300-100": "LeNet-300-100", "lenet5": "LeNet-5 (Caffe)"}
-
-_SHIFT = 1  # training images are moved by up to this many pixels each way
 
 _TEXT = """
 Whole files, header and architecture included, 1 KB = 1000 bytes; test error in % of 10 000 images, looked at once per run,
@@ -92,7 +88,7 @@ def _run(cell: Cell, lab: Lab) -> dict[str, Any]:
         out = Path(folder) / f"{net}-seed{seed}.fw"
         compress(
             model,
-            _with_shifts(data),
+            with_shifts(data),
             budget=Budget(accuracy_drop=_BUDGET[net]),
             recipe=replace(recipe_of(cell["recipe"]), seed=seed),
             out=out,
@@ -101,22 +97,6 @@ def _run(cell: Cell, lab: Lab) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(report_path(out).read_text())
         shutil.copy(out, results)
     return report
-
-
-def _with_shifts(data: Data) -> Data:
-    train = data.train
-    if not isinstance(train, TensorLoader):  # the lab only gives such
-        raise TypeError(type(train).__name__)
-    return replace(data, train=TensorLoader(train.inputs, train.targets, train.batch_size, shuffle=True, augment=_shift))
-
-
-def _shift(images: torch.Tensor) -> torch.Tensor:
-    """Each image moved by its own random offset of up to _SHIFT pixels each way, the border filled with background."""
-    count, _, height, width = images.shape
-    padded = pad(images, [_SHIFT] * 4, value=float(images.min()))
-    offsets = torch.randint(0, 2 * _SHIFT + 1, (2, count, 1))
-    rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
-    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:

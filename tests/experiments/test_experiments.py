@@ -27,6 +27,13 @@ def test_list_prints_the_names() -> None:
         "rethinking",
         "why-prune",
         "weights-or-neurons",
+        "binary",
+        "storage-record",
+        "hinton-mnist",
+        "unseen-digit",
+        "temperature",
+        "ensemble",
+        "assistants",
     ]
 
 

@@ -151,7 +151,7 @@ _TEXT = f"""
 Bytes are those of the whole `.fw` file: header, architecture, weights and checksum; 1 KB = 1000 bytes. The papers count the
 coded weights alone. What a decoder takes is not counted, here as there. The 697 parameters are a public network of five
 convolutions (github.com/JoshWarn/Parameter-Efficient-MNIST), whose training was stopped by the test set; we know of no version
-in fewer bits.
+in fewer bits. Havasi et al.'s figures are quoted at second hand.
 
 All networks go one way: a short training; whole neurons go, by magnitude (LeNets only); every weight and bias is put on a grid
 of its tensor, about as coarse as its entries are large; and entropy-penalised training (Oktay et al., with a code for each

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from featherweight.experiments import (
     assistants,
     binary,
+    blocks,
     deconstructing,
     deep_compression,
     ensemble,
@@ -42,5 +43,6 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "temperature": temperature.EXPERIMENT,
     "ensemble": ensemble.EXPERIMENT,
     "assistants": assistants.EXPERIMENT,
+    "blocks": blocks.EXPERIMENT,
 }
 """Experiments by name."""

@@ -57,6 +57,10 @@ microseconds of a shared machine.
 
 The last table is about one block by itself, as in the middle of a network for 224x224 images, without stride: what its
 multiply-accumulates promise, and what the clock gives.
+
+What the full run says: in the middle of a network for large images a separable, fire or shuffle block takes a tenth to a
+seventh of a plain one's time, about what its multiply-accumulates promise. In networks this small nothing beats a narrower
+plain one: at equal parameters it is the fastest, and only ghost and shuffle blocks come within the spread of its accuracy.
 """
 
 

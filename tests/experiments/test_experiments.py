@@ -34,6 +34,7 @@ def test_list_prints_the_names() -> None:
         "temperature",
         "ensemble",
         "assistants",
+        "blocks",
     ]
 
 

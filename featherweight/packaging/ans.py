@@ -64,7 +64,7 @@ class AnsDecoder:
     """Takes symbols from the segments that an `AnsEncoder` wrote.
 
     Args:
-        cursor: where the first segment starts.
+        cursor: where the first segment starts, by the time the first symbol is taken.
 
     Raises:
         FormatError: (every method) a segment is cut short, or its symbols do not take exactly its bytes.

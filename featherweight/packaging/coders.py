@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from featherweight.errors import FormatError
 from featherweight.packaging.bits import pack_fields, unpack_fields
+from featherweight.packaging.codebook import decode_codewords, encode_codewords
 from featherweight.packaging.cursor import Cursor, varint
 from featherweight.packaging.gridded import GRID
 from featherweight.packaging.huffman import code_lengths, decode_symbols, encode_symbols, symbols_size
@@ -34,7 +35,8 @@ __all__ = ["CODERS", "Coder", "Layout", "choose"]
 
 Found = TypeVar("Found")
 
-_SMALL = 1 << 13
+_SMALL = 1 << 8
+_RECUR = 4  # so often a value must occur on average; else finding its code takes long, and an `_ans` coder is as good
 _CLASSIC = (
     "huffman",
     "exponent",
@@ -71,6 +73,8 @@ def choose(survey: Survey) -> str:
         >>> choose(Survey(np.array([7, 7, 7, 7], np.uint32)))
         'palette'
     """
+    if survey.follows_trellis:
+        return "grid_ans"  # no other coder comes near
     names = CODERS if len(survey.bits) <= _SMALL else [name for name in CODERS if name not in _CLASSIC]
     sizes = ((CODERS[name].size(survey), CODERS[name].number, name) for name in names)
     return min((size, number, name) for size, number, name in sizes if size is not None)[2]
@@ -123,7 +127,7 @@ def _index_width(values: int) -> int:
 
 
 def _huffman_size(survey: Survey) -> int | None:
-    if survey.palette is None or not len(survey.bits):
+    if survey.palette is None or len(survey.bits) < _RECUR * len(survey.palette[0]) or not len(survey.bits):
         return None
     return _coded_size(*survey.palette)
 
@@ -240,6 +244,8 @@ def _sparse_huffman_size(survey: Survey) -> int | None:
     if survey.palette is None:
         return None
     values, counts = survey.palette
+    if survey.nonzero < _RECUR * len(values):
+        return None
     kept = values != 0
     return _sparse_size(survey, _coded_size(values[kept], counts[kept]) if kept.any() else None)
 
@@ -329,4 +335,5 @@ CODERS: dict[str, Coder] = {
     "exponent_ans": _modelled(8, "exponent_ans", EXPONENT),
     "sparse_ans": _tried(9, "sparse_ans", encode_sparse, decode_sparse),
     "grid_ans": _modelled(10, "grid_ans", GRID),
+    "codebook_ans": _tried(11, "codebook_ans", encode_codewords, decode_codewords),
 }

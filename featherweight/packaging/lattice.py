@@ -1,4 +1,4 @@
-"""Finding the grid of a tensor: steps of which its values are integer multiples, bit for bit (SPEC.md §6.8).
+"""Finding the grid of a tensor: steps of which its values are integer multiples, bit for bit (SPEC.md §6.9).
 
 Nobody says that a tensor was quantized; its bits do. A sample tells quickly that ordinary weights were not.
 """
@@ -109,12 +109,14 @@ def _floats(bits: Bits, kind: int) -> Floats:
 
 
 def _find(matrix: Bits, number: int, kind: Kind) -> Lattice | None:
-    first = int(np.argmax(matrix.any(1)))
+    choices = [matrix]
     with np.errstate(all="ignore"):
-        if not len(_row_steps(matrix[first : first + 1], number, kind)):
-            return None  # plain weights
-        spread = matrix.reshape(-1)[:: max(1, matrix.size // 4096)]
-        for rows in (spread[None], matrix):
+        if len(matrix) > 1:
+            first = int(np.argmax(matrix.any(1)))
+            if not len(_row_steps(matrix[first : first + 1], number, kind)):
+                return None  # plain weights
+            choices.insert(0, matrix.reshape(1, -1)[:, :: matrix.size // 4096 | 1])  # odd: of all columns
+        for rows in choices:
             steps = _row_steps(rows, number, kind)
             integers = _integers(matrix, steps, number, kind) if len(steps) else None
             if integers is not None:
@@ -157,11 +159,11 @@ def _row_steps(rows: Bits, number: int, kind: Kind) -> Bits:
 
 def _multiples(sample: Floats, least: Floats, greatest: Floats, counts: range, number: int, kind: Kind) -> Floats:
     """Of each row the largest step of which the least magnitude is one of so many multiples; NaN where there is none."""
-    row, place = np.nonzero(greatest[:, None] * np.array(counts) <= kind.most * least[:, None] * 1.001)
+    row, place = np.nonzero(greatest[:, None] * np.arange(counts.start, counts.stop) <= kind.most * least[:, None] * 1.001)
     count = place + float(counts.start)
-    for column in range(-1, sample.shape[1] - 1):  # the greatest first
-        ratio = sample[row, column] / least[row] * count
-        fits = np.abs(ratio - np.rint(ratio)) <= np.maximum(ratio, 1) * 2.0 ** (2 - kind.precision)
+    for columns in (slice(-1, None), slice(0, 4), slice(4, -1)):  # the greatest first
+        ratio = sample[row, columns] * (count / least[row])[:, None]
+        fits = (np.abs(ratio - np.rint(ratio)) <= np.maximum(ratio, 1) * 2.0 ** (2 - kind.precision)).all(1)
         row, count = row[fits], count[fits]
     steps = np.full(len(least), np.nan)
     for _ in range(_MOST_TRIES):

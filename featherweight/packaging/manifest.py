@@ -15,7 +15,7 @@ from featherweight.packaging.value import read_dtype
 __all__ = ["LONGEST_MANIFEST", "MAGIC", "VERSION", "Manifest", "decode_manifest", "encode_manifest"]
 
 MAGIC = b"\x89FW\n"
-VERSION = 2
+VERSION = 3
 LONGEST_MANIFEST = 1 << 24
 MOST_ELEMENTS = 1 << 48
 FREE_MODULES = 64

@@ -16,6 +16,7 @@ from featherweight.errors import FormatError
 from featherweight.packaging.ans import AnsDecoder, AnsEncoder
 from featherweight.packaging.bits import pack_fields, unpack_fields
 from featherweight.packaging.cursor import Cursor, varint
+from featherweight.packaging.matrices import PLAIN, Matrix, decode_matrix, encode_matrix, ideal_bits
 from featherweight.packaging.runs import MOST_MANTISSA, bucket, bucket_starts
 from featherweight.packaging.survey import CHUNK, Bits, Layout, Palette, Survey, exponents_of, rotated
 from featherweight.packaging.symbols import Alphabet, decode_symbols, encode_symbols
@@ -39,9 +40,8 @@ Payload = list[bytes | memoryview]
 Numbers = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.unsignedinteger]
 
-_LARGE = 1 << 20
 _SMALL = 1 << 14
-_SAMPLE = 1 << 17
+_SURELY, _HEADROOM = 1.2, 256  # levels may save so much of a palette's ranks; and bits that no estimate tells
 _MOST_LINES = 1 << 20  # so that statistics of rows and columns take little memory
 
 
@@ -84,7 +84,7 @@ class View:
 
 
 def encode_view(survey: Survey, view: View) -> Payload | None:
-    """Codes a tensor: u8 with or without contexts, head, symbols, tail.
+    """Codes a tensor: u8 way where there is a choice, head, symbols, tail.
 
     Args:
         survey: of at least one element.
@@ -96,8 +96,11 @@ def encode_view(survey: Survey, view: View) -> Payload | None:
     parts = view.split(survey) if len(survey.bits) else None
     if parts is None:
         return None
-    contexts, coded = _smallest(parts, survey.layout.shape)
-    return [contexts, parts.head, coded, *parts.tail]
+    shape = survey.layout.shape
+    parities, sides = (None if part is None else part.reshape(shape) for part in (parts.parities, parts.sides))
+    matrix = Matrix(parts.symbols.reshape(shape), parts.magnitudes, parities, sides)
+    way, coded = encode_matrix(matrix, levels=_may_have_levels(shape))
+    return [bytes([way]) if _may_have_levels(shape) else b"", parts.head, coded, *parts.tail]
 
 
 def decode_view(cursor: Cursor, layout: Layout, view: View) -> Bits:
@@ -114,56 +117,21 @@ def decode_view(cursor: Cursor, layout: Layout, view: View) -> Bits:
     Raises:
         FormatError: the payload is damaged.
     """
-    contexts = cursor.byte() if _may_have_contexts(layout.shape) else 0
-    if contexts > 1:
-        raise FormatError(f"{cursor.what} is damaged: it does not tell how its symbols are modelled")
+    way = cursor.byte() if _may_have_levels(layout.shape) else PLAIN
     reading = view.read(cursor, layout)
-    decoder = AnsDecoder(cursor)
-    parities = sides = None
-    if reading.sides:
-        parities = decode_symbols(decoder, layout.shape, Alphabet(2)).astype(np.uint8).reshape(-1)
-        sides = reading.sides(parities).reshape(layout.shape)
-    alphabet = Alphabet(len(reading.magnitudes), reading.magnitudes if contexts else None, 1 if sides is None else 4)
-    symbols = decode_symbols(decoder, layout.shape, alphabet, sides).reshape(-1)
-    decoder.end()
+    symbols, parities = decode_matrix(cursor, way, layout.shape, len(reading.magnitudes), reading.sides)
     return reading.join(cursor, symbols, parities)
 
 
-def _may_have_contexts(shape: tuple[int, int]) -> bool:
+def _may_have_levels(shape: tuple[int, int]) -> bool:
     return min(shape) > 1 and max(shape) <= _MOST_LINES
-
-
-def _smallest(parts: Parts, shape: tuple[int, int]) -> tuple[bytes, bytes]:
-    """A byte that tells whether there are contexts, and the symbols; of large tensors a sample of the rows decides."""
-    if not _may_have_contexts(shape):
-        return b"", _coded(parts, shape, False)
-    choices = [False, True]
-    if len(parts.symbols) > _LARGE:
-        rows = slice(None, None, max(1, len(parts.symbols) // _SAMPLE))
-        choices = [min(choices, key=lambda contexts: len(_coded(parts, shape, contexts, rows)))]
-    elif len(parts.symbols) > _SMALL:
-        choices = [True]
-    coded = {contexts: _coded(parts, shape, contexts) for contexts in choices}
-    best = min(coded, key=lambda contexts: len(coded[contexts]))
-    return bytes([best]), coded[best]
-
-
-def _coded(parts: Parts, shape: tuple[int, int], contexts: bool, rows: slice = slice(None)) -> bytes:
-    encoder = AnsEncoder()
-    sides = None
-    if parts.parities is not None and parts.sides is not None:
-        encode_symbols(encoder, parts.parities.reshape(shape)[rows], Alphabet(2))
-        sides = parts.sides.reshape(shape)[rows]
-    alphabet = Alphabet(len(parts.magnitudes), parts.magnitudes if contexts else None, 1 if sides is None else 4)
-    encode_symbols(encoder, parts.symbols.reshape(shape)[rows], alphabet, sides)
-    return encoder.finish()
 
 
 # palette: the symbol of an element is the rank of its value
 
 
 def _split_palette(survey: Survey) -> Parts | None:
-    if survey.follows_trellis or survey.palette is None:
+    if survey.follows_trellis or survey.palette is None or not _palette_may_pay(survey):
         return None
     values = survey.palette[0][np.argsort(rotated(survey.palette[0]))]
     stored = values[1:] if values[0] == 0 else values
@@ -172,6 +140,16 @@ def _split_palette(survey: Survey) -> Parts | None:
     for at, chunk in zip(range(0, len(symbols), CHUNK), survey.chunks(), strict=True):
         symbols[at : at + len(chunk)] = palette.indices(chunk)
     return Parts(varint(2 * len(stored) + (len(stored) < len(values))) + stored.tobytes(), symbols, _ranks(values), [])
+
+
+def _palette_may_pay(survey: Survey) -> bool:
+    """Whether values and the ranks of elements may take less than exponents and other bits, by their entropies."""
+    itemsize = survey.bits.dtype.itemsize
+    if survey.palette is None or itemsize < 2:
+        return survey.palette is not None
+    values, counts = survey.palette
+    plain = survey.nonzero * (8 * itemsize - 8 - _spare_bits(survey))
+    return 8 * values.nbytes + ideal_bits(counts) < _SURELY * (plain + ideal_bits(survey.exponents)) + _HEADROOM
 
 
 def _read_palette(cursor: Cursor, layout: Layout) -> Reading:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.errors import FormatError, RequestError, UnsupportedOpError
-from featherweight.graph.program import Input, Kind, Node, Program, Ref, TensorSpec, Value, refs_in, resolve_op
+from featherweight.graph.functions import resolve_op
+from featherweight.graph.program import Input, Kind, Node, Program, Ref, TensorSpec, Value, refs_in
 from featherweight.packaging.cursor import Cursor, string, utf8, varint
 from featherweight.packaging.tensors import DTYPES
 from featherweight.packaging.value import MOST_VALUES, Hole, ValueReader, encode_value, read_dtype, size_of

@@ -24,7 +24,7 @@ CHUNK = 1 << 18
 MOST_VALUES = 256
 _SAMPLE = 4096
 _FEWEST_ON_TRELLIS = 64  # nonzero integers that follow a trellis by chance once in 2^64
-_FEWEST_ZEROS = 32  # one element in so many must be zero before runs of zeros are worth a look
+_FEWEST_ZEROS = 8  # one element in so many must be zero before runs of zeros are worth a look
 _GOLDEN = 0x9E3779B97F4A7C15
 
 

@@ -57,7 +57,7 @@ DTYPES: dict[torch.dtype, int] = {
 
 _SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what torch hands to numpy and back
 
-_LAST_OF_VERSION_1 = 6
+_LAST_CODERS = {1: 6, 2: 10}
 _NAMES = {coder.number: name for name, coder in CODERS.items()}
 
 
@@ -199,7 +199,7 @@ def coder_name(number: int, version: int, what: str) -> str:
     Raises:
         FormatError: there is none.
     """
-    last = max(_NAMES) if version > 1 else _LAST_OF_VERSION_1
+    last = _LAST_CODERS.get(version, max(_NAMES))
     if number > last:
         raise FormatError(f"{what} is coded by coder number {number}, a file of version {version} has 0 to {last}")
     return _NAMES[number]

@@ -18,7 +18,7 @@ from featherweight.graph.program import Program, ProgramModule, TensorSpec
 from featherweight.packaging.cursor import varint
 from featherweight.packaging.manifest import MAGIC, VERSION, Manifest, encode_manifest
 from featherweight.packaging.survey import Bits
-from featherweight.packaging.tensors import bits_of, checksum_of, layout_of, write_frame
+from featherweight.packaging.tensors import TensorLayout, bits_of, checksum_of, layout_of, write_frame
 
 __all__ = ["encode", "pack", "save", "save_tensors", "write"]
 
@@ -60,7 +60,8 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     """Packs named tensors, such as a state dict, into one small file, losslessly and sorted by name.
 
     Args:
-        tensors: by name; any shapes, dense.
+        tensors: by name; any shapes, dense. They may be more than memory holds, if the mapping makes each when it is asked for:
+            that happens twice, and one tensor is held at a time.
         path: of the file.
 
     Returns:
@@ -124,7 +125,7 @@ def write(file: IO[bytes], program: Program | None, tensors: Mapping[str, torch.
     Args:
         file: where to, opened for binary writing.
         program: as for `pack`.
-        tensors: as for `pack`.
+        tensors: as for `pack`; each is asked for twice, first for its shape, then for its elements, and not kept.
 
     Returns:
         The number of bytes written.
@@ -135,14 +136,22 @@ def write(file: IO[bytes], program: Program | None, tensors: Mapping[str, torch.
         has_network = True
         if missing := [spec.name for spec in program.tensors if spec.name not in tensors]:
             raise RequestError(f"a program needs all of its tensors, {', '.join(missing)} are missing")
-    ordered = {spec.name: tensors[spec.name] for spec in program.tensors}
-    layouts = tuple(layout_of(tensor, name) for name, tensor in ordered.items())
+    names = [spec.name for spec in program.tensors]
+    layouts = tuple(layout_of(tensors[name], name) for name in names)
     manifest = encode_manifest(Manifest(has_network, program, layouts))
     head = MAGIC + bytes([VERSION]) + varint(len(manifest))
     file.write(head)
     bits: Bits = np.frombuffer(manifest, np.uint8)
     size, checksum = len(head) + write_frame(file, bits), checksum_of(bits)
-    for tensor, layout in zip(ordered.values(), layouts, strict=True):
-        bits = bits_of(tensor)
+    for name, layout in zip(names, layouts, strict=True):
+        bits = _bits_again(tensors[name], layout, name)
         size, checksum = size + write_frame(file, bits, layout.rows), checksum_of(bits, checksum)
     return size + file.write(checksum.to_bytes(4, "little"))
+
+
+def _bits_again(tensor: torch.Tensor, layout: TensorLayout, name: str) -> Bits:
+    """A tensor's elements; it must be what it was when its layout was written."""
+    found = layout_of(tensor, name)
+    if found != layout:
+        raise RequestError(f"a tensor must be the same each time it is asked for, {name!r} was {layout} and is {found}")
+    return bits_of(tensor)

@@ -71,20 +71,22 @@ class EntropyPlan:
         found = {name: self._round_other(tensor) for name, tensor in tensors.items() if name not in self.steps}
         for batch in _batches({name: tensor for name, tensor in tensors.items() if name in self.steps}):
             steps = [torch.tensor(self.steps[name], dtype=tensor.dtype) for name, tensor in batch.items()]
-            parts = [segments_in(tensor) / np.float32(float(step)) for tensor, step in zip(batch.values(), steps, strict=True)]
+            parts = [segments_in(tensor) for tensor in batch.values()]
             owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+            ends = np.cumsum([len(part) for part in parts]).tolist()
+            scaled = np.empty((len(owners), SEGMENT), np.float32)
+            for part, step, end in zip(parts, steps, ends, strict=True):
+                np.divide(part, np.float32(float(step)), out=scaled[end - len(part) : end])
             weighing = None if importance is None else [weighing_of(importance[name]) for name in batch]
             integers = round_segments(
-                np.concatenate(parts),
+                scaled,
                 _joined([self.costs[name] for name in batch]).of(owners),
                 self.trellis,
                 None if weighing is None else np.concatenate(weighing),
             )
-            start = 0
-            for (name, tensor), step, part in zip(batch.items(), steps, parts, strict=True):
-                flat = torch.from_numpy(integers[start : start + len(part)].reshape(-1)[: tensor.numel()])
-                found[name] = (flat.to(tensor.dtype) * step).reshape(tensor.shape).to(tensor.device)
-                start += len(part)
+            for (name, tensor), step, part, end in zip(batch.items(), steps, parts, ends, strict=True):
+                flat = torch.from_numpy(integers[end - len(part) : end].reshape(-1)[: tensor.numel()])
+                found[name] = flat.to(tensor.dtype).mul_(step).reshape(tensor.shape).to(tensor.device)
         return {name: found[name] for name in tensors}
 
     def _round_other(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ SEGMENT = 128
 
 _SIDE_BY_SIDE = 4096  # segments searched at once: long enough for numpy, short enough for the cache
 _HALF = np.float32(1.5)  # between 0 and 3
+_PART = 512 * SEGMENT  # looked at together
 _BLOCK = 16  # steps whose costs are computed at once
 _NEVER = np.float32(1e30)
 _ZERO = np.float32(-1)  # what is shifted so far becomes zero
@@ -104,8 +105,8 @@ def follows(integers: Integers) -> bool:
         >>> follows(np.array([2, 0, 4, 1], np.int16)), follows(np.array([1, 0], np.int16))
         (True, False)
     """
-    odd = (integers & 1).astype(np.uint8)
-    return bool(((odd == quantizers(parities(integers))) | (integers == 0)).all())
+    parts = (integers[at : at + _PART] for at in range(0, len(integers), _PART))
+    return all(bool((((part & 1) == quantizers(parities(part))) | (part == 0)).all()) for part in parts)
 
 
 def segments_of(flat: Floats) -> Floats:
@@ -152,8 +153,9 @@ def search(weights: Floats, costs: Costs, importance: Floats | None = None) -> I
         shifted[zero] = _ZERO
         np.maximum(shifted, _ZERO, out=shifted)
         magnitudes = _round_along(shifted, _trace(*_walk(shifted, own, weighed)))
-        found[rows] = magnitudes.T
-    return np.where(weights < 0, -found, found)
+        signs = np.int16(1) - np.int16(2) * (weights[rows] < 0)
+        np.multiply(magnitudes.T, signs, out=found[rows])
+    return found
 
 
 def _walk(shifted: Floats, costs: Costs, importance: Floats | None) -> tuple[Bits, Bits]:
@@ -205,7 +207,9 @@ def _fill_distances(block: Floats, out: Floats) -> None:
     np.abs(rest, out=rest)
     rest -= 2
     np.square(rest, out=back)
-    np.copyto(back, zero, where=block < _HALF)  # the least of its class is not 1, which is in the other one, but 0
+    small = block < _HALF  # the least of its class is not 1, which is in the other one, but 0
+    back *= ~small  # (a product is faster than a copy under a mask)
+    back += zero * small
 
 
 def _add_costs(block: Floats, costs: Costs, out: Floats) -> None:
@@ -243,5 +247,5 @@ def _round_along(shifted: Floats, classes: npt.NDArray[np.int8]) -> Integers:
     nearest *= 4
     nearest += classes
     np.maximum(nearest, classes, out=nearest)
-    nearest[(classes == -1) & (shifted < _HALF)] = 0
+    nearest *= (classes != -1) | (shifted >= _HALF)
     return nearest.astype(np.int16)

@@ -72,7 +72,8 @@ def test_every_bit_comes_back(name: str, shape: tuple[int, ...], dtype: type[np.
 @coders
 def test_does_something(name: str) -> None:
     """A coder that always declines would pass everything else."""
-    kinds = {"many values": np.random.default_rng(0).random(5000) + 0.5, "few values": np.arange(5000) % 7.0}
+    many = np.random.default_rng(0).random(5000) + 0.5
+    kinds = {"many values": many, "few values": np.arange(5000) % 7.0, "many values, ten times": np.tile(many[:500], 10)}
     kinds |= {f"{kind}, sparse": values * (np.arange(5000) % 9 == 0) for kind, values in kinds.items()}
     applied = [kind for kind, values in kinds.items() if round_trip(name, values.astype(np.float32).view(np.uint32))]
     assert applied != []
@@ -98,9 +99,14 @@ def test_many_streams(name: str, count: int) -> None:
 @functools.cache
 def sample_of(name: str) -> tuple[Bits, bytes]:
     """60 elements in 4 rows that the coder can code, and how it does."""
-    values = np.array([0, 0, 0, 1, 0, 3, 0, 0, 0x80000000, 0x7FC00001, 0, 0] * 5, np.uint32)
-    if CODERS[name].size(Survey(values, 4)) is None:
-        values = (np.arange(60, dtype=np.float32) % 7 * np.float32(0.3)).view(np.uint32)
+    numbers = np.arange(60, dtype=np.float32)
+    odd = np.array([0, 0, 0, 1, 0, 3, 0, 0, 0x80000000, 0x7FC00001, 0, 0] * 5, np.uint32)
+    kinds = [
+        odd,
+        (numbers % 7 * np.float32(0.3)).view(np.uint32),
+        np.sqrt(numbers // 15 + numbers % 15 % 2 * 5).view(np.uint32),
+    ]
+    values = next(values for values in kinds if CODERS[name].size(Survey(values, 4)) is not None)
     return values, b"".join(CODERS[name].encode(Survey(values, 4)))
 
 
@@ -174,7 +180,7 @@ def test_all_of_one_value_costs_a_few_bytes() -> None:
     assert round_trip(choose(Survey(bits)), bits) == b"\0" + bits[:1].tobytes()
 
 
-def test_palettes_of_256_values_are_found_and_no_larger_ones() -> None:
-    bits = (np.arange(1, 257, dtype=np.uint32) * np.uint32(0x9E3779B1)).repeat(40)
+def test_palettes_of_256_values_are_found_and_larger_ones_are_codebooks() -> None:
+    bits = np.random.default_rng(0).permutation((np.arange(1, 257, dtype=np.uint32) * np.uint32(0x9E3779B1)).repeat(40))
     assert choose(Survey(bits)).startswith("palette")
-    assert choose(Survey(np.append(bits, np.uint32(1000)))) == "raw"
+    assert choose(Survey(np.append(bits, np.uint32(1000)))) == "codebook_ans"

@@ -88,17 +88,38 @@ def newer_tensors() -> dict[str, torch.Tensor]:
         "integers": integers.to(torch.int64) * 9 + odd,
         "palette": sparse(50, 90, every=3, values=6) / 3 * torch.pi,
         "palette.one": torch.full((9,), torch.pi),
-        "sparse": sparse(60, 80, every=30) * torch.pi,
         "sparse.palette": sparse(80, 200, every=90, values=4) * torch.pi,
     }
 
 
-OLD = {"network.fw": network, "tensors.fw": lambda: (None, tensors())}
-"""Files of version 1, which can be read, and no longer be made."""
+def newest_tensors() -> dict[str, torch.Tensor]:
+    """A tensor for each coder of version 3: rows, groups of rows and sub-vectors on few values off any grid; and levels."""
+    values, numbers = counting(120).abs().add(1).sqrt(), torch.arange(700) ** 2 * 13 % 1019
+    indices = (torch.arange(1800) ** 2 * 7 % 1013 % 31 - 15).reshape(30, 60) // 4 ** (torch.arange(30) % 3)[:, None]
+    odd = indices.remainder(2).to(torch.uint8).numpy().reshape(-1)
+    quantizer = torch.from_numpy(quantizers(odd)).reshape(30, 60)
+    rows = values[torch.arange(7)[:, None] * 5 + (numbers % 5).reshape(7, 100)]
+    return {
+        "codebook.groups": values[torch.arange(20)[:, None] // 16 * 20 + (numbers % 20).reshape(20, 35)],
+        "codebook.rows": torch.where(numbers.reshape(7, 100) % 3 > 0, rows, torch.zeros(())),
+        "codebook.words": values.reshape(-1, 4)[numbers[:200] % 15].reshape(5, 8, 5, 4),
+        "levels": indices * torch.tensor(0.1),
+        "levels.trellis": (2 * indices - indices.sign() * quantizer) * torch.tensor(0.1),
+        "sparse": sparse(60, 80, every=30) * torch.pi,
+    }
+
+
+OLD = {
+    "network.fw": network,
+    "tensors.fw": lambda: (None, tensors()),
+    "network-2.fw": network,
+    "tensors-2.fw": lambda: (None, tensors() | newer_tensors()),
+}
+"""Files of versions 1 and 2, which can be read, and no longer be made."""
 
 FILES = {
-    "network-2.fw": lambda: pack(*network()),
-    "tensors-2.fw": lambda: pack(None, tensors() | newer_tensors()),
+    "network-3.fw": lambda: pack(*network()),
+    "tensors-3.fw": lambda: pack(None, tensors() | newer_tensors() | newest_tensors()),
 }
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ def test_known_models_give_known_bytes(name: str) -> None:
     assert MAKE["FILES"][name]().hex(" ", -16) == (FOLDER / name).read_bytes().hex(" ", -16)
 
 
-@pytest.mark.parametrize("name", ["tensors.fw", "tensors-2.fw"])
-def test_known_bytes_give_known_tensors(name: str) -> None:
-    expected = MAKE["tensors"]() | (MAKE["newer_tensors"]() if name == "tensors-2.fw" else {})
+@pytest.mark.parametrize(("name", "last"), [("tensors.fw", 1), ("tensors-2.fw", 2), ("tensors-3.fw", 3)])
+def test_known_bytes_give_known_tensors(name: str, last: int) -> None:
+    parts = [MAKE[part]() for part in ("tensors", "newer_tensors", "newest_tensors")[:last]]
+    expected = {name: tensor for part in parts for name, tensor in part.items()}
     found = load_tensors(FOLDER / name)
     assert sorted(found) == sorted(expected)
     for name, tensor in expected.items():
@@ -34,7 +35,7 @@ def test_known_bytes_give_known_tensors(name: str) -> None:
         assert raw[0] == raw[1], name
 
 
-@pytest.mark.parametrize("name", ["network.fw", "network-2.fw"])
+@pytest.mark.parametrize("name", ["network.fw", "network-2.fw", "network-3.fw"])
 def test_known_bytes_give_a_known_network(name: str) -> None:
     program, tensors = MAKE["network"]()
     loaded = load(FOLDER / name)

@@ -36,10 +36,10 @@ def file(manifest: bytes, *frames: bytes, magic: bytes = MAGIC, version: int = 1
     return magic + bytes([version]) + varint(len(manifest)) + frame(manifest) + b"".join(frames)
 
 
-def file_2(manifest: bytes, *frames: tuple[int, bytes], checksum: int = 0) -> bytes:
-    """SPEC.md §2 of version 2: coders and payloads, and one checksum for all, which damage is to be noticed without."""
+def file_2(manifest: bytes, *frames: tuple[int, bytes], checksum: int = 0, version: int = 2) -> bytes:
+    """SPEC.md §2 from version 2 on: coders and payloads, and one checksum for all, which damage is to be noticed without."""
     coded = b"".join(bytes([coder]) + varint(len(payload)) + payload for coder, payload in [(0, manifest), *frames])
-    return MAGIC + b"\2" + varint(len(manifest)) + coded + checksum.to_bytes(4, "little")
+    return MAGIC + bytes([version]) + varint(len(manifest)) + coded + checksum.to_bytes(4, "little")
 
 
 def tensors_only(*entries: tuple[bytes, bytes]) -> bytes:
@@ -81,6 +81,11 @@ def coded_2(coder: int, payload: str, *shape: int) -> bytes:
     return file_2(tensors_only((name(b"w"), float32(*shape))), (coder, bytes.fromhex(payload)))
 
 
+def coded_3(coder: int, payload: str, *shape: int) -> bytes:
+    """A file of version 3 with one tensor and a payload of our choice."""
+    return file_2(tensors_only((name(b"w"), float32(*shape))), (coder, bytes.fromhex(payload)), version=3)
+
+
 def one_name(text: bytes) -> bytes:
     """A network with one tensor of that name."""
     return file(network(b"\1\0\1", tensors=b"\1" + name(text, kind=0), layouts=float32(1)), frame(ONE))
@@ -117,7 +122,7 @@ FILES: dict[str, bytes] = {
     "wrong magic": file(tensors_only(), magic=b"\x89PNG"),
     "zip": b"PK\x03\x04" + bytes(60),
     "pickle": b"\x80\x04cos\nsystem\n(S'echo'\ntR.",
-    "newer version": file(tensors_only(), version=3),
+    "newer version": file(tensors_only(), version=4),
     "version 0": file(tensors_only(), version=0),
     "cut in the manifest": GOOD[:12],
     "cut in a frame": GOOD[:-6],
@@ -227,6 +232,31 @@ FILES: dict[str, bytes] = {
     "2 grid of large integers": coded_2(10, "00 0000803f ff", 4),
     "2 grid without steps": coded_2(10, "10 0000803f", 4),
     "2 grid with steps on a grid without end": coded_2(10, "50" * 2000, 4),
+    "3 unknown coder": coded_3(200, "00", 2),
+    "3 symbols coded in way 1": coded_3(7, "01 03 0000803f", 2, 2),
+    "3 levels cut short": coded_3(10, "02 00 0000803f 02", 2, 2),
+    "3 levels with bytes left": coded_3(10, "02 00 0000803f 02 00 00", 2, 2),
+    "3 parities of no sixteenths": coded_3(10, "02 08 0000803f 02 00 00", 2, 2),
+    "3 parities of all sixteenths": coded_3(10, "02 08 0000803f 02 10 00", 2, 2),
+    "3 parities cut short": coded_3(10, "02 08 0000803f 02 08", 2, 2),
+    "3 parities padded with ones": coded_3(10, "02 08 0000803f 02 08 1f 00", 2, 2),
+    "3 codewords for no rows": coded_3(11, "00 02 00 0100 00 0000803f", 2, 2),
+    "3 codewords for more rows than there are": coded_3(11, "03 02 00 0100 00 0000803f", 2, 2),
+    "3 codewords without elements": coded_3(11, "02 00 00 0100 00", 2, 2),
+    "3 codewords without elements but zeros": coded_3(11, "02 01 00 0000 00", 2, 2),
+    "3 codewords that do not fit": coded_3(11, "02 06 00 0100 00" + "0000803f" * 3, 2, 2),
+    "3 codewords longer than a row": coded_3(11, "02 80808080808080808001 00 0100 00", 2, 2),
+    "3 codewords that are none": coded_3(11, "02 02 00 0000 00", 2, 2),
+    "3 codewords more than sub-vectors": coded_3(11, "01 02 00 0200 0300 00" + "0000803f" * 5, 2, 2),
+    "3 codewords cut short": coded_3(11, "02 02 00 0200 00 0000803f", 2, 2),
+    "3 codewords in a third view": coded_3(11, "02 02 00 0100 03 0000803f", 2, 2),
+    "3 codewords by none in a view": coded_3(11, "02 03 00 0000 01 02 0000803f", 2, 2),
+    "3 codewords beyond their group": coded_3(11, "01 02 00 0100 0200 00" + "0000803f" * 3 + "00 04 00008007", 2, 2),
+    "3 codewords with bytes left": coded_3(11, "02 02 00 0100 00 0000803f 00 00", 2, 2),
+    "3 codewords coded in no known way": coded_3(11, "02 02 00 0100 00 0000803f 01", 2, 2),
+    "3 a gigabyte of one codeword": coded_3(11, "01 80808002 00 0100 01 02 0000803f 00", 1, 2**28),
+    "3 a group for each of 2^20 rows": coded_3(11, "01 03 01 02 0000 00 00 ff", 2**20, 1),
+    "3 65535 codewords that are one": coded_3(11, f"8001 02 01 02 ffff 01 02 0000803f 02 80 01 {'55' * 128}", 128, 512),
     "wrong checksum of version 2": file_2(tensors_only((name(b"w"), float32(2))), (0, ONE + ONE)),
     "manifest with bytes left": file(network(b"\1\0\1") + b"\0"),
     "more tensors than layouts": file(network(b"\1\0\1", tensors=b"\1" + name(b"w"))),

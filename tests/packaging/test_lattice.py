@@ -95,3 +95,13 @@ def test_one_step_off_the_trellis_is_enough() -> None:
         integers[-1] = last
         seen.append(Survey(bits_of(made(integers.reshape(200, 200), torch.tensor([[0.1]]))), 200).follows_trellis)
     assert sorted(seen) == [False, True]
+
+
+def test_one_step_is_found_where_a_column_would_do_with_a_larger_one() -> None:
+    """As on a trellis, whose first quantizer has even integers only: a sample of one column would tell the wrong step."""
+    integers = np.random.default_rng(0).integers(-9, 10, (4096, 8))
+    integers[:, 0] *= 2
+    found = find_lattice(bits_of(made(integers, torch.tensor([[0.3]]))).reshape(integers.shape))
+    assert found is not None
+    assert len(found.steps) == 1
+    assert np.array_equal(found.integers, integers)

@@ -123,7 +123,7 @@ def test_inspect_accounts_for_every_byte(tmp_path: Path) -> None:
     assert {t.name: (t.shape, t.coder) for t in contents.tensors} == {
         "0.weight": ((100, 300), "sparse_ans"),
         "0.bias": ((100,), "exponent_ans"),
-        "2.weight": ((10, 100), "grid_ans"),
+        "2.weight": ((10, 100), "palette"),
         "2.bias": ((10,), "palette_ans"),
     }
     last = contents.tensors[-1]

@@ -102,9 +102,9 @@ def test_the_cheaper_scan_order_is_chosen() -> None:
 
 def test_runs_are_looked_at_where_zeros_are_not_few() -> None:
     bits = np.ones(3200, np.uint32)
-    bits[:99] = 0
+    bits[:399] = 0
     assert Survey(bits).runs is None
-    bits[:100] = 0
+    bits[:400] = 0
     assert Survey(bits).runs is not None
     assert Survey(np.zeros(10, np.uint32)).runs is None
 

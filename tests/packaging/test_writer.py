@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from featherweight.errors import FeatherweightError, RequestError
 from featherweight.graph.capture import capture, tensors_of, to_module
 from featherweight.graph.constraint import Constraint, constrain
 from featherweight.graph.program import Node, Program, Ref, TensorSpec
-from featherweight.packaging import load, load_tensors, save, save_tensors, writer
+from featherweight.packaging import encode, load, load_tensors, save, save_tensors, writer
 from featherweight.packaging.writer import pack, write
 
 BIG = {"weight": torch.arange(100_000, dtype=torch.float32)}
@@ -218,3 +220,47 @@ def test_every_error_belongs_to_the_family() -> None:
 def test_write_says_how_much_it_wrote() -> None:
     file = io.BytesIO()
     assert write(file, None, BIG) == len(file.getvalue())
+
+
+class Lazy(Mapping[str, torch.Tensor]):
+    """Makes each tensor when it is asked for, and knows how many of them are alive."""
+
+    def __init__(self, count: int) -> None:
+        self.names = [f"layer{index}" for index in range(count)]
+        self.alive = self.most_alive = self.made = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = torch.arange(30.0).reshape(5, 6) * (self.names.index(name) + 1)
+        self.alive += 1
+        self.made += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        weakref.finalize(tensor, self._forget)
+        return tensor
+
+    def _forget(self) -> None:
+        self.alive -= 1
+
+
+def test_tensors_of_a_lazy_mapping_are_held_one_at_a_time(tmp_path: Path) -> None:
+    lazy = Lazy(9)
+    size = save_tensors(lazy, tmp_path / "lazy.fw")
+    assert lazy.most_alive <= 2  # the next one is made before the name of the last one is bound anew
+    assert lazy.made == 2 * len(lazy)
+    assert (tmp_path / "lazy.fw").read_bytes() == encode(dict(lazy))
+    assert size == len(encode(dict(lazy)))
+
+
+def test_a_tensor_that_changes_while_it_is_written_is_refused(tmp_path: Path) -> None:
+    class Changing(Lazy):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            return super().__getitem__(name)[: 5 - self.made // 12]
+
+    with pytest.raises(RequestError, match="the same each time it is asked for, 'layer2'"):
+        save_tensors(Changing(9), tmp_path / "changing.fw")
+    assert not (tmp_path / "changing.fw").exists()

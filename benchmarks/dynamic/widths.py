@@ -6,16 +6,15 @@ A convolutional network of four layers with batch norms learns Fashion-MNIST, fr
     switchable  one slimmable network, each width with batch norms of its own
     shared      one slimmable network, all widths with the same batch norms and their running statistics
     universal   the same weights as `shared`, each width with statistics found anew: affine parameters still shared
-    slimmed     `universal` again, at a width for each layer (greedy, under the MACs of each uniform width; by validation loss)
 
 All see the same samples, as often, in the same order; a step of the slimmable ones runs all four widths, or the lightest, the
 full, and two between. Accuracies are of the test set, of which no choice was made. Times are medians of PyTorch on one thread,
 all in turns; `over static` is the full width against the plain network that it was made from, in turns as well.
 
 Found with one seed, in so short a training: switchable widths are 0.7 to 1.0 points below networks of their own; shared batch
-norms collapse at narrow widths (35 % at a quarter), and come back when statistics are found anew; the greedy search ends at the
-uniform shape for a quarter and a half, and worse than it at three quarters, probably because it was trained at these. At
-batch 64 the quarter takes a third of the full time; at batch 1 so small a network is all overhead, which `over static` shows.
+norms collapse at narrow widths (35 % at a quarter), and come back when statistics are found anew. At batch 64 the quarter takes
+a third of the full time; at batch 1 so small a network is all overhead, which `over static` shows. These times are from before
+programs ran lean: `overhead.py` has later ones. Widths for single layers: `shapes.py`.
 
     python benchmarks/dynamic/widths.py [--data-dir FOLDER] [--samples 12000] [--epochs 4] [--seeds 1]
 """
@@ -25,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,6 @@ import torch
 from torch import nn
 
 from featherweight.dynamic.sandwich import recalibrate, tune_widths
-from featherweight.dynamic.slimming import find_shape
 from featherweight.dynamic.widths import SlimmableNetwork, make_slimmable
 from featherweight.measuring import environment
 from featherweight.measuring.latency import time_in_turns
@@ -56,13 +53,13 @@ def subset(loader: TensorLoader, count: int) -> TensorLoader:
     return TensorLoader(loader.inputs[:count], loader.targets[:count], batch_size=64, shuffle=True)
 
 
-def accuracies(net: SlimmableNetwork, test: Any, choices: Sequence[Any] = WIDTHS) -> list[float]:
+def accuracies(net: SlimmableNetwork, test: Any) -> list[float]:
     """Of each width, in percent."""
-    return [round(100 * evaluate(net.at_width(choice), test), 2) for choice in choices]
+    return [round(100 * evaluate(net.at_width(width), test), 2) for width in WIDTHS]
 
 
 def train(data: Any, samples: int, tuning: Tuning, seed: int) -> tuple[dict[str, list[float]], SlimmableNetwork]:
-    """All five ways with one seed: accuracies by width, and the universal network."""
+    """All four ways with one seed: accuracies by width, and the universal network."""
     loader, example = subset(data.train, samples), data.example
     torch.manual_seed(seed)
     start = network()
@@ -80,12 +77,6 @@ def train(data: Any, samples: int, tuning: Tuning, seed: int) -> tuple[dict[str,
     statistics_from = TensorLoader(loader.inputs[:2048], loader.targets[:2048], batch_size=256)
     recalibrate(shared, statistics_from)
     found["universal"] = accuracies(shared, data.test)
-    chosen_on = TensorLoader(data.validation.inputs[:512], data.validation.targets[:512], batch_size=512)
-    names = [f"slimmed_{round(100 * width)}" for width in WIDTHS[:-1]]
-    for name, width in zip(names, WIDTHS, strict=False):
-        shared.add(name, find_shape(shared, chosen_on, macs=shared.cost(width).macs))
-    recalibrate(shared, statistics_from, choices=names)
-    found["slimmed"] = accuracies(shared, data.test, names)
     return found, shared
 
 
@@ -126,11 +117,9 @@ def main() -> None:
     clock = times(net, data.example)
     print(json.dumps(clock), flush=True)
     settings = {"samples": options.samples, "tuning": {"epochs": tuning.epochs, "learning_rate": tuning.learning_rate}}
-    shapes = {choice: net.shape(choice) for choice in net.choices()}
     result = {
         "widths": WIDTHS,
         "accuracy_percent": runs,
-        "shapes_of_last_seed": shapes,
         "times": clock,
         **settings,
         "versions": environment(),

@@ -20,7 +20,17 @@ from featherweight.graph.shapes import infer_shapes
 from featherweight.graph.stages import find_varying
 from featherweight.training.mode import device_of
 
-__all__ = ["HEADS", "Cut", "Head", "add_exits", "find_cuts", "grid_head", "mean_head"]
+__all__ = [
+    "HEADS",
+    "Cut",
+    "Head",
+    "add_exits",
+    "find_cuts",
+    "grid_head",
+    "has_channels_last",
+    "make_head",
+    "mean_head",
+]
 
 Head = Callable[[int, tuple[int, ...], int], nn.Module]
 """(channels, positions, classes) -> a module that makes logits (B, classes) of (B, channels, *positions)."""
@@ -139,14 +149,14 @@ def find_cuts(program: Program, tensors: Mapping[str, torch.Tensor]) -> tuple[Cu
     found: dict[int, Cut] = {}
     for position, node in enumerate(program.nodes):
         done += macs[position]
-        read = [n for n in map(program.tensor_name, [*refs_in(node.args), *refs_in(node.kwargs)]) if n is not None]
+        read = [n for n in map(program.tensor_name, node.refs) if n is not None]
         name = read[0].rpartition(".")[0] or read[0] if read else name
         value = shapes[first + position]
         if position not in alone or not _has_samples(value) or not 0 < done < total:
             continue
         earlier = found.get(done)
         if earlier is None or shapes[earlier.value].dim() == value.dim():
-            found[done] = Cut(first + position, name, done, _channels_last(program, position))
+            found[done] = Cut(first + position, name, done, has_channels_last(program, position))
     return tuple(found.values())
 
 
@@ -156,7 +166,7 @@ def _alone(program: Program) -> set[int]:
     weighted = [len(program.inputs) <= index for index in range(first)]
     last = {ref.index: len(program.nodes) for ref in refs_in(program.output)}
     for position, node in enumerate(program.nodes):
-        reads = {ref.index for ref in (*refs_in(node.args), *refs_in(node.kwargs))}
+        reads = {ref.index for ref in node.refs}
         weighted.append(any(weighted[index] for index in reads))
         for index in reads:
             last[index] = max(position, last.get(index, 0))
@@ -179,8 +189,16 @@ _LAST = ("linear", "layer_norm", "rms_norm")
 _FIRST = ("conv", "batch_norm", "group_norm", "instance_norm")
 
 
-def _channels_last(program: Program, position: int) -> bool:
-    """Whether the layer around a value that says so, the one before it first, has its channels on the last axis."""
+def has_channels_last(program: Program, position: int) -> bool:
+    """Whether a value has its channels on the last axis: the nearest layer before it that knows says so.
+
+    Args:
+        program: any.
+        position: of the node that gives the value.
+
+    Returns:
+        True as in transformers, False as in convolutional networks, or where no layer says.
+    """
     before = (node.op for node in reversed(program.nodes[: position + 1]))
     return next((op.startswith(_LAST) for op in before if op.startswith((*_LAST, *_FIRST))), False)
 
@@ -234,7 +252,7 @@ def add_exits(
         prefix += "_"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = [_head(make, values[cut.value], cut.channels_last, classes) for cut in cuts]
+        made = [make_head(make, values[cut.value], cut.channels_last, classes) for cut in cuts]
     whole = replace(program, output=(program.output,))
     for number, (cut, head) in reversed(list(enumerate(zip(cuts, made, strict=True)))):
         position = cut.value - program.first_node  # nodes before the cut stay where they are: the last cut comes first
@@ -246,7 +264,18 @@ def add_exits(
     return ExitNetwork(ProgramModule(whole, tensors).train(model.training), confidence=confidence)
 
 
-def _head(make: Head, value: torch.Tensor, channels_last: bool, classes: int) -> nn.Module:
+def make_head(make: Head, value: torch.Tensor, channels_last: bool, classes: int) -> nn.Module:
+    """A head that fits a value of a network; where the channels lie last, a layer norm comes first.
+
+    Args:
+        make: the kind of head.
+        value: (B, …), of which only the shape is read.
+        channels_last: whether its channels lie on the last axis, not on axis 1.
+        classes: the number of logits.
+
+    Returns:
+        (B, …) -> (B, classes).
+    """
     shape = tuple(value.shape[1:])
     if channels_last and len(shape) > 1:
         return _ChannelsFirst(shape[-1], make(shape[-1], shape[:-1], classes))
@@ -286,7 +315,7 @@ def _after(program: Program, macs: Sequence[int], cuts: Sequence[Cut], name: str
     """The cut right after the last layer of a module."""
     last = -1
     for position, node in enumerate(program.nodes):
-        read = [program.tensor_name(ref) or "" for ref in (*refs_in(node.args), *refs_in(node.kwargs))]
+        read = [program.tensor_name(ref) or "" for ref in node.refs]
         if any(tensor.startswith(f"{name}.") for tensor in read):
             last = position
     modules = {spec.name.rpartition(".")[0] for spec in program.tensors}

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import nn
 
-__all__ = ["CONFIDENCES", "Confidence", "agreement", "largest_probability", "low_entropy", "margin"]
+__all__ = ["CONFIDENCES", "LEARNED", "Confidence", "Judge", "agreement", "largest_probability", "low_entropy", "margin"]
 
 Confidence = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """The logits (B, classes) of all exits so far, the latest last -> (B,) in [0, 1]; larger is surer."""
@@ -96,3 +97,40 @@ CONFIDENCES: Mapping[str, Confidence] = {
     "agreement": agreement,
 }
 """Confidences by name."""
+
+LEARNED = "learned"
+"""The confidence that says what judges do, which are trained for a network: `learn_confidence`."""
+
+_RANKS = 8
+_HIDDEN = 32
+
+
+class Judge(nn.Module):
+    """Says how probable it is that an exit's answer is right: the learning-to-exit module of BERxiT (Xin et al., EACL 2021).
+
+    Theirs looks at the features that an exit has; this one at what the exit makes of them, the log-probabilities of the classes
+    and the largest in order, so that it knows which classes are taken for one another, and fits every network.
+
+    Args:
+        classes: how many, at least 2.
+
+    Example:
+        >>> Judge(10)([torch.zeros(4, 10)]).shape
+        torch.Size([4])
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self._ranks = min(_RANKS, classes)
+        self.hidden = nn.Linear(classes + self._ranks, _HIDDEN)
+        self.logit = nn.Linear(_HIDDEN, 1)
+
+    def forward(self, answers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How sure the latest answer is, (B,) in [0, 1]."""
+        return self.score(answers[-1]).sigmoid()
+
+    def score(self, answer: torch.Tensor) -> torch.Tensor:
+        """The logit (B,) of the probability that an answer (B, classes) is right."""
+        logs = answer.log_softmax(1)
+        seen = torch.cat([logs, logs.topk(self._ranks, 1).values], 1).clamp(min=-20)
+        return self.logit(self.hidden(seen).relu())[:, 0]  # type: ignore[no-any-return]

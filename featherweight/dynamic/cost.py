@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from featherweight.errors import RequestError, check
 
-__all__ = ["Cost", "Limit", "choose_within"]
+__all__ = ["Cost", "Limit", "choose_within", "mean_cost"]
 
 _log = logging.getLogger(__name__)
 
@@ -89,3 +89,29 @@ def choose_within(costs: Mapping[_Choice, Cost], limit: Limit, *, strict: bool =
         raise RequestError(f"{message}: allow more, or leave out strict to take it all the same")
     _log.warning("%s, and is taken", message)
     return cheapest
+
+
+def mean_cost(
+    thresholds: Sequence[float], shares: Sequence[float], asked: Sequence[Cost], straight: Sequence[Cost] = ()
+) -> Cost:
+    """What a sample costs on average that leaves at one of several exits.
+
+    Args:
+        thresholds: of each exit but the last; at one that is infinite no sample is asked.
+        shares: of the samples that leave at each exit.
+        asked: what it costs to leave at each, asked at those before it.
+        straight: what it costs asked at none before it; the same, if not given.
+
+    Returns:
+        The mean; where some exits are asked and others not it is a little more than the true one.
+
+    Example:
+        >>> costs = [Cost(10), Cost(30)]
+        >>> mean_cost([0.5], [0.25, 0.75], costs).macs, mean_cost([math.inf], [0, 1], costs, [Cost(10), Cost(25)]).macs
+        (25.0, 25)
+    """
+    none_before = [all(threshold == math.inf for threshold in thresholds[:exit]) for exit in range(len(shares))]
+    costs = [straight[k] if none_before[k] and straight else asked[k] for k in range(len(shares))]
+    macs = sum(share * cost.macs for share, cost in zip(shares, costs, strict=True))
+    seconds = [share * cost.seconds for share, cost in zip(shares, costs, strict=True) if cost.seconds is not None]
+    return Cost(macs, sum(seconds) if len(seconds) == len(costs) else None)

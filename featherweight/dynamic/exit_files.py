@@ -1,51 +1,49 @@
-"""Networks with exits as files: one .fw that holds the weights once, or one ONNX file for each stage."""
+"""Networks with exits as files: what a .fw holds beside their weights, and one ONNX file for each stage."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from featherweight.dynamic.confidence import CONFIDENCES
+from featherweight.dynamic.confidence import CONFIDENCES, LEARNED, Judge
 from featherweight.dynamic.exits import ExitNetwork, Timing
-from featherweight.errors import FormatError, RequestError
+from featherweight.errors import RequestError
 from featherweight.exporting.onnx import resize_batch
 from featherweight.exporting.staged import StageFile, write_stages
 from featherweight.graph.capture import Example, capture, on_device_of, tensors_of
-from featherweight.graph.constraint import duplicate
-from featherweight.graph.program import Program, ProgramModule, Ref, TensorSpec, map_refs
-from featherweight.graph.rewrite import graft, without_unused
-from featherweight.packaging import load, save
+from featherweight.graph.program import Program, ProgramModule
+from featherweight.graph.rewrite import graft
 
-__all__ = ["export_exits", "load_exits", "save_exits"]
+__all__ = ["exit_settings", "export_exits", "pack_exits", "set_exits", "unpack_exits"]
 
-_SETTINGS = "exit_settings"
+_JUDGE = "exit_settings.judge."  # a name that no network has for its own
 
 
-def save_exits(net: ExitNetwork, path: str | os.PathLike[str]) -> int:
-    """Packs a network with exits into one .fw file, losslessly, with its thresholds, its confidence and its times.
+def pack_exits(net: ExitNetwork) -> tuple[ProgramModule, dict[str, torch.Tensor]]:
+    """What a file holds of a network with exits; see `files.Kind`."""
+    return ProgramModule(net.network.program, net.tensors()), exit_settings(net)
 
-    `packaging.load` reads it too, as the plain network that gives all answers.
+
+def unpack_exits(network: ProgramModule, extras: Mapping[str, torch.Tensor]) -> ExitNetwork:
+    """The network with exits that `pack_exits` was given; see `files.Kind`."""
+    net = ExitNetwork(network)
+    set_exits(net, extras)
+    return net
+
+
+def exit_settings(net: ExitNetwork) -> dict[str, torch.Tensor]:
+    """All that is set of a network with exits, as tensors by name.
 
     Args:
-        net: with exits; not changed.
-        path: of the file, usually ending in ".fw".
+        net: it is not changed.
 
     Returns:
-        The size of the file in bytes.
-
-    Raises:
-        RequestError: as `packaging.save` says.
-
-    Example:
-        >>> from featherweight.dynamic import add_exits
-        >>> chain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> save_exits(add_exits(chain, torch.zeros(1, 4), at=["0"]), "exits.fw") < 1000
-        True
+        Thresholds, confidence with its judges, if it is learned, and times, if they were measured.
     """
     settings = {
         "thresholds": torch.tensor(net.thresholds, dtype=torch.float64),
@@ -54,62 +52,30 @@ def save_exits(net: ExitNetwork, path: str | os.PathLike[str]) -> int:
     if net.timing is not None:
         settings["batch"] = torch.tensor(net.timing.batch)
         settings["seconds"] = torch.tensor([net.timing.straight, net.timing.asked], dtype=torch.float64)
-    program = net.network.program
-    # Nothing reads them, so they are numbered last, and every node by so much more.
-    first, more = program.first_node, len(settings)
-    nodes = tuple(
-        replace(node, args=_shifted(node.args, first, more), kwargs=_shifted(node.kwargs, first, more))
-        for node in program.nodes
-    )
-    specs = tuple(TensorSpec(f"{_SETTINGS}.{name}", "buffer") for name in settings)
-    whole = replace(program, tensors=(*program.tensors, *specs), nodes=nodes, output=_shifted(program.output, first, more))
-    tensors = tensors_of(net.network, program) | {f"{_SETTINGS}.{name}": tensor for name, tensor in settings.items()}
-    return save(ProgramModule(whole, tensors), path)
+    return settings | {f"judges.{name}": tensor for name, tensor in net.judges.state_dict().items()}
 
 
-def load_exits(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> ExitNetwork:
-    """Reads a network with exits, ready to run in eval mode.
+def set_exits(net: ExitNetwork, settings: Mapping[str, torch.Tensor]) -> None:
+    """Sets, IN PLACE, what `exit_settings` gave.
 
     Args:
-        path: a file that `save_exits` wrote, or any .fw file of a network with several answers.
-        max_bytes: as for `packaging.load`.
-
-    Returns:
-        The network, with the weights, thresholds, confidence and times that were saved.
+        net: with exits as it was.
+        settings: tensors by name.
 
     Raises:
-        FormatError: as `packaging.load` says, or the settings of the exits are damaged.
-        RequestError: the file cannot be opened, or holds a network that has one answer only.
-
-    Example:
-        >>> from featherweight.dynamic import add_exits
-        >>> net = add_exits(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.zeros(1, 4), at=["0"])
-        >>> net.thresholds = [0.75]
-        >>> _ = save_exits(net, "exits.fw")
-        >>> load_exits("exits.fw").thresholds
-        (0.75,)
+        KeyError, ValueError, RuntimeError, RequestError: they do not fit the network.
     """
-    whole = load(path, max_bytes=max_bytes)
-    tensors = whole.state_dict(keep_vars=True)
-    program = without_unused(whole.program)
-    net = ExitNetwork(ProgramModule(program, tensors).eval())
-    settings = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{_SETTINGS}.")}
-    try:
-        if "confidence" in settings:
-            net.confidence = bytes(settings["confidence"].tolist()).decode()
-            net.thresholds = settings["thresholds"].tolist()
-        if "seconds" in settings:
-            straight, asked = settings["seconds"].tolist()
-            if not len(straight) == len(asked) == len(net.stages):
-                raise ValueError(f"{len(straight)} times for {len(net.stages)} exits")
-            net.timing = Timing(int(settings["batch"]), tuple(straight), tuple(asked))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{os.fspath(path)!r} is damaged: its exits' settings do not fit its network: {error}") from error
-    return net
-
-
-def _shifted(value: Any, first: int, more: int) -> Any:
-    return map_refs(value, lambda ref: Ref(ref.index + more) if ref.index >= first else ref)
+    judges = {name.removeprefix("judges."): tensor for name, tensor in settings.items() if name.startswith("judges.")}
+    if judges:
+        net.judges.extend(Judge(net.classes).requires_grad_(False).eval() for _ in net.thresholds)
+        net.judges.load_state_dict(judges)
+    net.confidence = bytes(settings["confidence"].tolist()).decode()
+    net.thresholds = settings["thresholds"].tolist()
+    if "seconds" in settings:
+        straight, asked = settings["seconds"].tolist()
+        if not len(straight) == len(asked) == len(net.stages):
+            raise ValueError(f"{len(straight)} times for {len(net.stages)} exits")
+        net.timing = Timing(int(settings["batch"]), tuple(straight), tuple(asked))
 
 
 def export_exits(net: ExitNetwork, folder: str | os.PathLike[str], example: Example) -> Path:
@@ -143,15 +109,16 @@ def export_exits(net: ExitNetwork, folder: str | os.PathLike[str], example: Exam
         )
     inputs = resize_batch(net.network.program, example, 2)
     state = dict(enumerate(on_device_of(net.network, inputs)))
-    with torch.no_grad():
-        classes = net.answer_at(0, *state.values()).shape[1]
-    network = duplicate(net.network).eval()
+    tensors = net.tensors()
     stages = []
     for number, stage in enumerate(net.stages):
         batch = tuple(state[index] for index in stage.takes)
         last = number == len(net.stages) - 1
-        program = stage.program if last else _with_confidence(stage.program, net.confidence, classes)
-        module = ProgramModule(program, tensors_of(network, program)).eval()
+        program, own = stage.program, tensors
+        if not last:
+            program, judge = _with_confidence(net, number, program)
+            own = tensors | judge
+        module = ProgramModule(program, {spec.name: own[spec.name] for spec in program.tensors}).eval()
         with torch.no_grad():
             _, *rest = module(*batch)
         state |= dict(zip(stage.gives, rest[1:], strict=True))
@@ -159,19 +126,25 @@ def export_exits(net: ExitNetwork, folder: str | os.PathLike[str], example: Exam
     return write_stages(stages, net.thresholds, folder)
 
 
-def _with_confidence(program: Program, confidence: str, classes: int) -> Program:
-    """The stage that also gives how sure its answer is, right after it."""
-    answer, *given = program.output
-    whole, sure = graft(program, len(program.nodes) - 1, answer, capture(_Sure(confidence), torch.zeros(2, classes)))
-    return replace(whole, output=(answer, sure, *given))
+def _with_confidence(net: ExitNetwork, exit: int, program: Program) -> tuple[Program, dict[str, torch.Tensor]]:
+    """The stage that also gives how sure its answer is, right after it, and the tensors it has more."""
+    sure = _Sure(net, exit)
+    addition = capture(sure, torch.zeros(2, net.classes))
+    tensors = {_JUDGE + name: tensor for name, tensor in tensors_of(sure, addition).items()}
+    whole, said = graft(program, len(program.nodes) - 1, program.output[0], addition, prefix=_JUDGE)
+    answer, *given = whole.output  # numbered anew
+    return replace(whole, output=(answer, said, *given)), tensors
 
 
 class _Sure(nn.Module):
     """How sure an answer is."""
 
-    def __init__(self, confidence: str) -> None:
+    def __init__(self, net: ExitNetwork, exit: int) -> None:
         super().__init__()
-        self._confidence = confidence
+        self.judge = net.judges[exit] if net.confidence == LEARNED else None
+        self._confidence = net.confidence
 
     def forward(self, answer: torch.Tensor) -> torch.Tensor:
+        if self.judge is not None:
+            return self.judge([answer])  # type: ignore[no-any-return]
         return CONFIDENCES[self._confidence]([answer])

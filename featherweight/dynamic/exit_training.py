@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from featherweight.distillation.losses import TARGET_LOSSES
+from featherweight.dynamic.confidence import LEARNED, Judge
 from featherweight.dynamic.exits import ExitNetwork
-from featherweight.errors import check
-from featherweight.graph.program import refs_in
-from featherweight.training.loaders import Loader
+from featherweight.errors import DataError, check
+from featherweight.training.loaders import Loader, TensorLoader
 from featherweight.training.loop import Loss, Tuning, fit
+from featherweight.training.mode import device_of, in_mode
 from featherweight.training.progress import Progress, silent
 
-__all__ = ["exit_loss", "fit_heads"]
+__all__ = ["exit_loss", "fit_heads", "learn_confidence"]
+
+_JUDGING = Tuning(min_steps=400, learning_rate=3e-3)
+_JUDGED_AT_ONCE = 256
 
 
 def exit_loss(*, weights: Sequence[float] | None = None, distillation: float = 0.0, temperature: float = 3.0) -> Loss:
@@ -104,6 +108,67 @@ def fit_heads(
             parameter.requires_grad_(trainable[name])
 
 
+def learn_confidence(
+    net: ExitNetwork, loader: Loader, tuning: Tuning = _JUDGING, *, seed: int = 0, progress: Progress = silent
+) -> None:
+    """Trains judges of each early exit's answers IN PLACE, and makes what they say the network's confidence, "learned".
+
+    A judge learns whether an answer is right, by logistic regression (Xin et al., "BERxiT", EACL 2021, section 3.2, by least
+    squares there); the network stays as it is. A network is right about what it was trained on, so its judges learn from other
+    data; thresholds are best calibrated on yet others.
+
+    Args:
+        net: with exits, trained.
+        loader: batches of (inputs, targets) that the network did not learn from.
+        tuning: as for `fit`.
+        seed: of the judges' first weights, and as for `fit`.
+        progress: as for `fit`.
+
+    Raises:
+        TrainingError, RequestError, DataError: as `fit` says.
+
+    Example:
+        >>> from featherweight.dynamic import add_exits
+        >>> net = add_exits(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.zeros(1, 4), at=["0"])
+        >>> learn_confidence(net, [(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))])
+        >>> net.confidence
+        'learned'
+    """
+    answers, right = _early_answers(net, loader)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        judges = nn.ModuleList(Judge(net.classes) for _ in net.thresholds).to(answers.device)
+    batches = TensorLoader(answers, right, batch_size=_JUDGED_AT_ONCE, shuffle=True)
+    fit(_Judges(judges), batches, tuning, loss=binary_cross_entropy_with_logits, seed=seed, progress=progress)
+    for judge in judges:
+        judge.requires_grad_(False).eval()  # they are no part of what `fit` trains later
+    del net.judges[:]
+    net.judges.extend(judges)
+    net.confidence = LEARNED
+
+
+def _early_answers(net: ExitNetwork, loader: Loader) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each exit but the last answers, (N, exits - 1, classes), and whether it is right, (N, exits - 1) of 0 and 1."""
+    device, said, right = device_of(net), [], []
+    with in_mode(net, training=False), torch.no_grad():
+        for inputs, targets in loader:
+            *early, _ = net.step(inputs.to(device))
+            said.append(torch.stack(early, 1))
+            right.append((said[-1].argmax(2) == targets.to(device)[:, None]).float())
+    if not said:
+        raise DataError("judges learn from data, got no batch")
+    return torch.cat(said), torch.cat(right)
+
+
+class _Judges(nn.Module):
+    def __init__(self, judges: nn.ModuleList) -> None:
+        super().__init__()
+        self.judges = judges
+
+    def forward(self, answers: torch.Tensor) -> torch.Tensor:
+        return torch.stack([judge.score(answers[:, k]) for k, judge in enumerate(self.judges)], 1)  # type: ignore[operator]
+
+
 class _OnFrozenTrunk(nn.Module):
     def __init__(self, net: ExitNetwork) -> None:
         super().__init__()
@@ -119,7 +184,7 @@ def _head_tensors(net: ExitNetwork) -> set[str]:
     for stage in net.stages:
         for position, node in enumerate(stage.program.nodes):
             in_head = position in stage.head and stage is not net.stages[-1]
-            names = map(stage.program.tensor_name, [*refs_in(node.args), *refs_in(node.kwargs)])
+            names = map(stage.program.tensor_name, node.refs)
             own[in_head] |= {name for name in names if name is not None}
     alone = own[True] - own[False]
     constrained = {n: n.replace("parametrizations.", "") for n, _ in net.network.named_parameters() if "parametrizations." in n}

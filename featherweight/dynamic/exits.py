@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from featherweight.dynamic.confidence import CONFIDENCES
-from featherweight.dynamic.cost import Cost, Limit, choose_within
+from featherweight.dynamic.confidence import CONFIDENCES, LEARNED
+from featherweight.dynamic.cost import Cost, Limit, choose_within, mean_cost
+from featherweight.dynamic.views import Reader, WidthView
 from featherweight.errors import FeatherweightError, RequestError, check, look_up
 from featherweight.exporting.onnx import resize_batch
 from featherweight.graph.capture import Example, on_device_of, to_module
 from featherweight.graph.cost import node_macs
-from featherweight.graph.program import ProgramModule, Ref, last_uses, owner_of, run_node
+from featherweight.graph.program import Call, Program, ProgramModule, last_uses
 from featherweight.graph.shapes import infer_shapes
 from featherweight.graph.stages import Stage, split_stages
 from featherweight.measuring.latency import time_in_turns
@@ -65,6 +66,8 @@ class ExitNetwork(nn.Module):
     Attributes:
         network: all of it, as a `ProgramModule` with the tensors' original names.
         stages: what each answer needs beyond those before it.
+        classes: how many there are.
+        judges: what says how sure each early exit is, where that was learned; see `learn_confidence`.
         timing: what `time` measured, None before.
 
     Raises:
@@ -82,17 +85,21 @@ class ExitNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, example: Example | None = None, *, confidence: str = "probability") -> None:
         super().__init__()
-        if example is None and type(network) is not ProgramModule:
-            raise RequestError(f"capturing a {type(network).__name__} needs an example of its inputs: pass example=<one batch>")
-        self.network = network if type(network) is ProgramModule else to_module(network, example)  # type: ignore[arg-type]
-        program, tensors = self.network.program, self.network.state_dict()
+        if type(network) is not ProgramModule and not isinstance(network, WidthView):
+            if example is None:
+                message = f"capturing a {type(network).__name__} needs an example of its inputs: pass example=<one batch>"
+                raise RequestError(message)
+            network = to_module(network, example)
+        self.network: ProgramModule | WidthView = network
+        program, tensors = network.program, self.tensors()
         self.stages = split_stages(program, tensors)
-        self._parts = [_Part(stage, self.network) for stage in self.stages]
-        self._check_shapes()
+        self._parts = [_Part(stage, network.reader([spec.name for spec in stage.program.tensors])) for stage in self.stages]
+        self.classes = _classes(program, tensors)
         self._check_parts()
         macs = node_macs(program, tensors)
         self._macs = [_trunk_and_head(stage, macs) for stage in self.stages]
         self.timing: Timing | None = None
+        self.judges = nn.ModuleList()
         self._thresholds = (math.inf,) * (len(self.stages) - 1)
         self.confidence = confidence
         self.train(self.network.training)
@@ -111,13 +118,36 @@ class ExitNetwork(nn.Module):
 
     @property
     def confidence(self) -> str:
-        """What decides whether a sample leaves: a name in `CONFIDENCES`."""
+        """What decides whether a sample leaves: a name in `CONFIDENCES`, or "learned", see `learn_confidence`."""
         return self._confidence
 
     @confidence.setter
     def confidence(self, name: str) -> None:
-        look_up(CONFIDENCES, name, "confidence")
+        if name == LEARNED:
+            check("confidence", name, "learnt first, see learn_confidence", len(self.judges) == len(self.stages) - 1)
+        else:
+            look_up(CONFIDENCES, name, "confidence")
         self._confidence = name
+
+    def sure_of(self, exit: int, answers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How sure an early exit is of its answer.
+
+        Args:
+            exit: which one.
+            answers: logits (B, classes) of the exits that were asked so far, its own last.
+
+        Returns:
+            (B,) in [0, 1].
+        """
+        if self._confidence == LEARNED:
+            return self.judges[exit](answers)  # type: ignore[no-any-return]
+        return CONFIDENCES[self._confidence](answers)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that the whole network computes with, by name, constraints applied; detached, not copied."""
+        names = [spec.name for spec in self.network.program.tensors]
+        found = self.network.reader(names)(self.network)
+        return {name: tensor.detach() for name, tensor in zip(names, found, strict=True)}
 
     def forward(self, *inputs: Any, budget: Limit | None = None) -> Any:
         """The answers of all exits in train mode; in eval mode one answer for each sample.
@@ -131,7 +161,7 @@ class ExitNetwork(nn.Module):
         """
         if budget is not None:
             return self.answer_at(self.choose(budget), *inputs)
-        return self.network(*inputs) if self.training else self._by_difficulty(inputs, self._thresholds)
+        return self.network(*inputs) if self.training else self.answer_by(self._thresholds, *inputs)
 
     def answer_at(self, choice: int, *inputs: torch.Tensor) -> torch.Tensor:
         """The answer of one exit for all samples; no other exit's head is run, and nothing behind it.
@@ -146,8 +176,8 @@ class ExitNetwork(nn.Module):
         self._check_choice(choice)
         state = self._start(inputs)
         for part in self._parts[:choice]:
-            _, state = part.run(state, answering=False)
-        answer, _ = self._parts[choice].run(state)
+            _, state = part.run(self.network, state, answering=False)
+        answer, _ = self._parts[choice].run(self.network, state)
         return answer
 
     def step(self, *inputs: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -161,7 +191,7 @@ class ExitNetwork(nn.Module):
         """
         state = self._start(inputs)
         for part in self._parts:
-            answer, state = part.run(state)
+            answer, state = part.run(self.network, state)
             yield answer
 
     def on_frozen_trunk(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -176,21 +206,29 @@ class ExitNetwork(nn.Module):
         state = self._start(inputs)
         answers = []
         for part in self._parts:
-            answer, state = part.run(state, training=part is not self._parts[-1])
+            answer, state = part.run(self.network, state, training=part is not self._parts[-1])
             answers.append(answer)
         return tuple(answers)
 
-    def _by_difficulty(self, inputs: Sequence[torch.Tensor], thresholds: Sequence[float]) -> torch.Tensor:
+    def answer_by(self, thresholds: Sequence[float], *inputs: torch.Tensor) -> torch.Tensor:
+        """The answer of an exit of its own for each sample: the first whose confidence reaches its threshold, or the last.
+
+        Args:
+            thresholds: one for each exit but the last; infinite where none leaves, and the head is not run.
+            *inputs: as the network takes them, (B, …).
+
+        Returns:
+            Logits (B, classes), in the order of the samples.
+        """
         state = self._start(inputs)
-        sure_of = CONFIDENCES[self._confidence]
         asked: list[torch.Tensor] = []
-        rows, result = None, torch.empty(0)
-        for part, threshold in zip(self._parts[:-1], thresholds, strict=True):
-            answer, state = part.run(state, answering=threshold < math.inf)
+        rows, result = None, _NO_ANSWER
+        for exit, (part, threshold) in enumerate(zip(self._parts[:-1], thresholds, strict=True)):
+            answer, state = part.run(self.network, state, answering=threshold < math.inf)
             if threshold == math.inf:
                 continue
             asked.append(answer)
-            leaving = sure_of(asked) >= threshold
+            leaving = self.sure_of(exit, asked) >= threshold
             count = int(leaving.sum())
             if not count:
                 continue
@@ -204,7 +242,7 @@ class ExitNetwork(nn.Module):
             staying = (~leaving).nonzero()[:, 0]
             rows, asked = rows[staying], [earlier[staying] for earlier in asked]
             state = {index: value[staying] for index, value in state.items()}
-        answer, _ = self._parts[-1].run(state)
+        answer, _ = self._parts[-1].run(self.network, state)
         if rows is None:
             return answer
         result[rows] = answer
@@ -225,6 +263,11 @@ class ExitNetwork(nn.Module):
         self._check_choice(choice)
         return Cost(sum(map(sum, self._macs[: choice + 1])), self.timing.asked[choice] if self.timing else None)
 
+    def mean_cost(self, thresholds: Sequence[float], shares: Sequence[float]) -> Cost:
+        """What a sample costs on average, if such shares of them leave at the exits by these thresholds."""
+        straight = [self.cost(choice) for choice in self.choices()]
+        return mean_cost(thresholds, shares, [self.cost_of_leaving(choice) for choice in self.choices()], straight)
+
     def choose(self, limit: Limit, *, strict: bool = False) -> int:
         """The deepest exit that keeps a limit; see `choose_within`."""
         return choose_within({choice: self.cost(choice) for choice in self.choices()}, limit, strict=strict)
@@ -242,18 +285,28 @@ class ExitNetwork(nn.Module):
         check("batch", batch, "at least 1", batch >= 1)
         check("seconds", seconds, "above 0", seconds > 0)
         inputs = on_device_of(self.network, resize_batch(self.network.program, example, batch))
-        ways = [partial(self.answer_at, choice, *inputs) for choice in self.choices()]
-        ways += [partial(self._leave_at, choice, inputs) for choice in self.choices()]
         with in_mode(self, training=False), torch.no_grad():
-            medians = [statistics.median(times) for times in time_in_turns(ways, seconds)]
+            self.keep_times(batch, [statistics.median(times) for times in time_in_turns(self.ways(inputs), seconds)])
+
+    def ways(self, inputs: Sequence[torch.Tensor]) -> list[Callable[[], torch.Tensor]]:
+        """What `time` measures: going straight to each exit, then leaving at each, asked at all those before it."""
+        never = 2.0  # above every confidence, but finite: they are asked
+        early = len(self.stages) - 1
+        asked = [[never] * choice + [0.0] * (early - choice) for choice in self.choices()]
+        ways = [partial(self.answer_at, choice, *inputs) for choice in self.choices()]
+        return [*ways, *(partial(self.answer_by, thresholds, *inputs) for thresholds in asked)]
+
+    def keep_times(self, batch: int, medians: Sequence[float]) -> None:
+        """Keeps, IN PLACE, how long the `ways` took for a batch of so many samples, in seconds."""
         count = len(self.stages)
         self.timing = Timing(batch, tuple(medians[:count]), tuple(medians[count:]))
 
-    def _leave_at(self, choice: int, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """All samples are asked at each exit, and leave at this one."""
-        never = 2.0  # above every confidence, but finite: they are asked
-        thresholds = [never] * choice + [0.0] * (len(self.stages) - 1 - choice)
-        return self._by_difficulty(inputs, thresholds)
+    def on(self, network: ProgramModule | WidthView) -> ExitNetwork:
+        """The same exits, with all their settings, on another network that computes the same, of other tensors."""
+        found = ExitNetwork(network)
+        found.judges = self.judges
+        found.confidence, found.thresholds, found.timing = self.confidence, self.thresholds, self.timing
+        return found
 
     def _start(self, inputs: Sequence[torch.Tensor]) -> State:
         names = [spec.name for spec in self.network.program.inputs]
@@ -263,13 +316,6 @@ class ExitNetwork(nn.Module):
 
     def _check_choice(self, choice: int) -> None:
         check("an exit", choice, f"one of 0 to {len(self.stages) - 1}", choice in self.choices())
-
-    def _check_shapes(self) -> None:
-        program = self.network.program
-        values = infer_shapes(program, self.network.state_dict(), batch=2)
-        shapes = [tuple(values[answer.index].shape) for answer in program.output]
-        if len(shapes[-1]) != 2 or shapes[-1][0] != 2 or len(set(shapes)) > 1:
-            raise RequestError(f"the answers of all exits must be of one shape (B, classes), got {shapes} for a batch of 2")
 
     def _check_parts(self) -> None:
         """The stages together must compute what the network does, bit for bit."""
@@ -286,30 +332,45 @@ class ExitNetwork(nn.Module):
 
 
 class _Part:
-    """Runs a stage on the network's own tensors."""
+    """Runs a stage on a network's own tensors."""
 
-    def __init__(self, stage: Stage, network: nn.Module) -> None:
-        self._stage = stage
-        self._tensors = [owner_of(network, spec.name) for spec in stage.program.tensors]
-        self._last_use = last_uses(stage.program)
+    def __init__(self, stage: Stage, tensors: Reader) -> None:
+        self._stage, self._tensors = stage, tensors
+        steps = zip(stage.program.nodes, last_uses(stage.program), strict=True)
+        self._steps = [
+            (stage.program.first_node + position, Call(node), position in stage.head, dead)
+            for position, (node, dead) in enumerate(steps)
+        ]
+        self._trunk = [step for step in self._steps if not step[2]]
 
-    def run(self, state: State, *, answering: bool = True, training: bool = False) -> tuple[torch.Tensor, State]:
+    def run(
+        self, network: nn.Module, state: State, *, answering: bool = True, training: bool = False
+    ) -> tuple[torch.Tensor, State]:
         """The answer (an empty tensor if none is asked for; its head is not run then), and what later stages need."""
         stage = self._stage
-        values: list[Any] = [*(state[i] for i in stage.takes), *(getattr(owner, leaf) for owner, leaf in self._tensors)]
+        # What no later stage needs is freed after its last use, so the state is used up.
+        values: list[Any] = [state[i] if i in stage.alive else state.pop(i) for i in stage.takes]
+        values += self._tensors(network)
+        values += [None] * len(self._steps)
+        for index, call, in_head, dead in self._steps if answering else self._trunk:
+            values[index] = call(values, training and in_head)
+            for number in dead:
+                values[number] = None
+        answer, *given = [values[ref.index] for ref in stage.program.output]
+        known = {**state, **dict(zip(stage.gives, given, strict=True))}
+        return answer if answering else _NO_ANSWER, {index: known[index] for index in stage.alive}
 
-        def value_of(ref: Ref) -> Any:
-            return values[ref.index]
 
-        for position, (node, dead) in enumerate(zip(stage.program.nodes, self._last_use, strict=True)):
-            in_head = position in stage.head
-            run = answering or not in_head
-            values.append(run_node(node, value_of, training and in_head) if run else None)
-            for index in dead:
-                values[index] = None
-        answer, *given = (values[ref.index] for ref in stage.program.output)
-        state = state | dict(zip(stage.gives, given, strict=True))
-        return answer if answering else torch.empty(0), {index: state[index] for index in stage.alive}
+_NO_ANSWER = torch.empty(0)
+
+
+def _classes(program: Program, tensors: Mapping[str, torch.Tensor]) -> int:
+    """How many classes the answers are about, which must be of one shape."""
+    values = infer_shapes(program, tensors, batch=2)
+    shapes = [tuple(values[answer.index].shape) for answer in program.output]
+    if len(shapes[-1]) != 2 or shapes[-1][0] != 2 or len(set(shapes)) > 1:
+        raise RequestError(f"the answers of all exits must be of one shape (B, classes), got {shapes} for a batch of 2")
+    return int(shapes[-1][1])
 
 
 def _trunk_and_head(stage: Stage, macs: Sequence[int]) -> tuple[int, int]:

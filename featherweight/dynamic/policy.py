@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from featherweight.dynamic.confidence import CONFIDENCES
-from featherweight.dynamic.cost import Cost, Limit
+from featherweight.dynamic.cost import Cost, Limit, mean_cost
 from featherweight.dynamic.exits import ExitNetwork
 from featherweight.errors import DataError, RequestError, check, look_up
 from featherweight.training.loaders import Loader
@@ -28,11 +27,13 @@ class Record:
         confidences: (exits - 1, N), of each exit but the last.
         right: (exits, N), whether its answer is the target.
         costs: of a sample that leaves at each exit, asked at those before it; seconds are a sample's share of a batch's.
+        straight: of one that is asked at none before, where that costs less.
     """
 
     confidences: torch.Tensor
     right: torch.Tensor
     costs: tuple[Cost, ...]
+    straight: tuple[Cost, ...] = ()
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -77,20 +78,25 @@ def record_exits(net: ExitNetwork, loader: Loader) -> Record:
         >>> record_exits(net, [(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64))]).confidences.shape
         torch.Size([1, 5])
     """
-    sure_of, device = CONFIDENCES[net.confidence], device_of(net)
+    device = device_of(net)
     confidences: list[torch.Tensor] = []
     right: list[torch.Tensor] = []
     with in_mode(net, training=False), torch.no_grad():
         for inputs, targets in loader:
             answers = list(net.step(inputs.to(device)))
-            confidences.append(torch.stack([sure_of(answers[: k + 1]) for k in range(len(answers) - 1)]).cpu())
+            confidences.append(torch.stack([net.sure_of(k, answers[: k + 1]) for k in range(len(answers) - 1)]).cpu())
             right.append(torch.stack([answer.argmax(1).cpu() == targets.cpu() for answer in answers]))
     if not right:
         raise DataError("a loader must hold at least one batch, got none")
-    costs = [net.cost_of_leaving(choice) for choice in net.choices()]
-    if net.timing is not None:
-        costs = [Cost(cost.macs, (cost.seconds or 0.0) / net.timing.batch) for cost in costs]
-    return Record(torch.cat(confidences, 1), torch.cat(right, 1), tuple(costs))
+    batch = 1 if net.timing is None else net.timing.batch
+    costs, straight = (
+        tuple(_of_sample(cost(choice), batch) for choice in net.choices()) for cost in (net.cost_of_leaving, net.cost)
+    )
+    return Record(torch.cat(confidences, 1), torch.cat(right, 1), costs, straight)
+
+
+def _of_sample(cost: Cost, batch: int) -> Cost:
+    return cost if cost.seconds is None else replace(cost, seconds=cost.seconds / batch)
 
 
 def simulate(record: Record, thresholds: tuple[float, ...]) -> Calibration:
@@ -114,11 +120,7 @@ def simulate(record: Record, thresholds: tuple[float, ...]) -> Calibration:
     exits = leaves.int().argmax(0)  # the first that is true
     shares = torch.bincount(exits, minlength=len(record.costs)).double() / exits.numel()
     accuracy = record.right.gather(0, exits[None]).double().mean().item()
-    seconds = [cost.seconds for cost in record.costs if cost.seconds is not None]
-    mean = Cost(
-        float(shares @ torch.tensor([float(cost.macs) for cost in record.costs], dtype=torch.float64)),
-        float(shares @ torch.tensor(seconds, dtype=torch.float64)) if len(seconds) == len(record.costs) else None,
-    )
+    mean = mean_cost(thresholds, shares.tolist(), record.costs, record.straight)
     return Calibration(thresholds, tuple(shares.tolist()), accuracy, mean)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,45 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from featherweight.distillation.losses import soft_loss
-from featherweight.dynamic.widths import SlimmableNetwork, Width, WidthView
-from featherweight.errors import DataError, check
+from featherweight.dynamic.views import WidthView
+from featherweight.dynamic.widths import SlimmableNetwork, Width
+from featherweight.errors import DataError, RequestError, check
 from featherweight.graph.program import Node, ProgramModule
 from featherweight.training.loaders import Batch, Loader
 from featherweight.training.loop import Loss, Tuning, fit
 from featherweight.training.mode import device_of
 from featherweight.training.progress import Progress, silent
 
-__all__ = ["batch_statistics", "recalibrate", "tune_widths", "with_batch_statistics"]
+__all__ = ["Sandwich", "batch_statistics", "recalibrate", "tune_widths", "with_batch_statistics"]
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """Which widths a step of training runs besides the full and the lightest, and what narrow ones learn from.
+
+    Args:
+        between: how many others a step runs, at least 0.
+        uniform: whether all groups of channels of those have the same width; else each has one of its own, which only networks
+            whose batch norms are not switchable can run at.
+        distil: whether narrow widths learn from the full one (its probabilities, at temperature 1); else from the targets.
+
+    Raises:
+        RequestError: a setting is out of range.
+
+    Example:
+        >>> Sandwich(between=1).distil
+        True
+    """
+
+    between: int = 2
+    uniform: bool = True
+    distil: bool = True
+
+    def __post_init__(self) -> None:
+        check("between", self.between, "a whole number >= 0", isinstance(self.between, int) and self.between >= 0)
+
+
+_TWO_BETWEEN = Sandwich()
 
 
 def tune_widths(
@@ -28,8 +58,7 @@ def tune_widths(
     loader: Loader,
     tuning: Tuning,
     *,
-    between: int = 2,
-    distil: bool = True,
+    sandwich: Sandwich = _TWO_BETWEEN,
     loss: Loss = cross_entropy,
     seed: int = 0,
     progress: Progress = silent,
@@ -39,21 +68,22 @@ def tune_widths(
 
     Each step runs the full width, which learns from the targets; the lightest; and some between, which learn what the full
     width answers in the same step. The losses are summed. With switchable batch norms those between are choices, none twice;
-    without, any width from the lightest up, in hundredths; their statistics are then to be found by `recalibrate`.
+    without, any width from the lightest up, in hundredths; their statistics are then to be found by `recalibrate`. What
+    `find_shape` compares are networks whose layers have widths of their own: `Sandwich(uniform=False)` trains those (AutoSlim,
+    Yu and Huang, 2019). Of a network with exits, narrow widths learn at each exit what the full width answers at its last.
 
     Args:
         network: trained in place, all widths.
         loader: batches of (inputs, targets).
         tuning: as for `fit`.
-        between: how many widths between the lightest and the full one a step runs, at least 0.
-        distil: whether narrow widths learn from the full one (its probabilities, at temperature 1); else from the targets.
+        sandwich: which widths a step runs, and what narrow ones learn from.
         loss: (outputs, targets) -> scalar.
         seed: as for `fit`; the widths follow from it, too.
         progress: as for `fit`.
         checkpoint: as for `fit`.
 
     Raises:
-        RequestError: a setting is out of range.
+        RequestError: layers are to have widths of their own in a network with switchable batch norms.
         TrainingError, DataError: as `fit` says.
 
     Example:
@@ -63,42 +93,62 @@ def tune_widths(
         >>> [net.at_width(width)(torch.ones(1, 4)).argmax().item() for width in net.choices()]
         [0, 0, 0, 0]
     """
-    check("between", between, "a whole number >= 0", isinstance(between, int) and between >= 0)
-    lesson = _Sandwich(network, between, distil, loss)
+    if not sandwich.uniform and network.switchable:
+        raise RequestError(
+            "each layer can have a width of its own only where all widths share their batch norms: "
+            "make the network with switchable=False"
+        )
+    lesson = _Lesson(network, sandwich, loss)
     fit(lesson, loader, tuning, loss=lesson.loss, seed=seed, progress=progress, checkpoint=checkpoint)
 
 
-class _Sandwich(nn.Module):
+class _Lesson(nn.Module):
     """The network at several widths, so that the one training loop sees all of their answers to a batch."""
 
-    def __init__(self, network: SlimmableNetwork, between: int, distil: bool, loss: Loss) -> None:
+    def __init__(self, network: SlimmableNetwork, sandwich: Sandwich, loss: Loss) -> None:
         super().__init__()
         self.network = network
-        self._between, self._distil, self._loss = between, distil, loss
+        self._sandwich, self._loss = sandwich, loss
 
     def forward(self, *inputs: torch.Tensor) -> list[Any]:
-        return [self.network.at_width(width)(*inputs) for width in self._draw()]
+        return [view(*inputs) for view in self._views()]
 
-    def _draw(self) -> list[Width]:
-        """The full width, the lightest, and those between that this step drew."""
-        *narrow, full = self.network.choices()
+    def _views(self) -> list[WidthView]:
+        """The full width, the lightest, and those between that this step draws."""
+        network, between = self.network, self._sandwich.between
+        *narrow, full = network.choices()
         if not narrow:
-            return [full]
+            return [network.at_width(full)]
         lightest, *others = narrow
-        if self.network.switchable:
-            drawn: list[Width] = [others[i] for i in torch.randperm(len(others))[: self._between].tolist()]
-        else:
-            lowest = min((width for width in narrow if not isinstance(width, str)), default=1.0)
-            drawn = [round(lowest + (1 - lowest) * share, 2) for share in torch.rand(self._between).tolist()]
-        return [full, lightest, *drawn]
+        if network.switchable:
+            order = torch.randperm(len(others))[:between].tolist()
+            return [network.at_width(choice) for choice in (full, lightest, *(others[i] for i in order))]
+        lowest = min((width for width in narrow if not isinstance(width, str)), default=1.0)
+        drawn = [self._drawn(float(lowest)) for _ in range(between)]
+        return [network.at_width(full), network.at_width(lightest), *drawn]
+
+    def _drawn(self, lowest: float) -> WidthView:
+        if self._sandwich.uniform:
+            return self.network.at_width(round(lowest + (1 - lowest) * torch.rand(()).item(), 2))
+        sizes = self.network.shape(1.0)
+        shares = lowest + (1 - lowest) * torch.rand(len(sizes))
+        shape = [max(1, round(share * size)) for share, size in zip(shares.tolist(), sizes, strict=True)]
+        return self.network.view(shape).train(self.network.training)
 
     def loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """The sum over the widths; the first is the full one."""
         full, *narrow = outputs
         total = self._loss(full, targets)
         for answer in narrow:
-            total = total + (soft_loss(answer, full.detach(), temperature=1.0) if self._distil else self._loss(answer, targets))
+            total = total + (_distilled(answer, full) if self._sandwich.distil else self._loss(answer, targets))
         return total
+
+
+def _distilled(answer: Any, full: Any) -> torch.Tensor:
+    """The loss of a narrow width's answer against the full one's; of several, of exits, each against the full one's last."""
+    if isinstance(answer, torch.Tensor):
+        return soft_loss(answer, full.detach(), temperature=1.0)
+    return torch.stack([_distilled(early, full[-1]) for early in answer]).sum()
 
 
 def recalibrate(network: SlimmableNetwork, data: Iterable[Batch], *, choices: Sequence[Width] | None = None) -> None:

@@ -9,11 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from featherweight.dynamic.sandwich import with_batch_statistics
 from featherweight.dynamic.widths import SlimmableNetwork
-from featherweight.errors import DataError, RequestError, check
+from featherweight.errors import RequestError, check
 from featherweight.graph.cost import count_macs
 from featherweight.training.loaders import Loader
-from featherweight.training.loop import Loss
-from featherweight.training.mode import device_of
+from featherweight.training.loop import Loss, mean_loss
 
 __all__ = ["find_shape"]
 
@@ -24,9 +23,10 @@ def find_shape(
 ) -> tuple[int, ...]:
     """The widths of single layers that keep a limit of MACs and most of the accuracy: AutoSlim (Yu and Huang, 2019).
 
-    From the full width on, the group goes a step narrower whose step costs the least loss on the data, until the limit is kept.
-    As theirs it is a search in a network that was trained at all widths; what it finds is trained on, or anew. They compare
-    accuracies, we losses, which tie less; batch norms take the statistics of each batch, so that no shape is recalibrated.
+    From the full width on, the group goes a step narrower whose step costs the least loss for each MAC it saves, until the
+    limit is kept. As theirs it is a search in a network that was trained at all widths, best at such of single layers, too
+    (`Sandwich(uniform=False)`); what it finds is trained on, or anew. They compare accuracies, which tie more often than
+    losses, and not what is saved; batch norms take the statistics of each batch, so that no shape is recalibrated.
 
     Args:
         network: trained at many widths, see `tune_widths`; it is not changed.
@@ -59,10 +59,11 @@ def find_shape(
     if _macs(network, narrowest) > macs:
         least = _macs(network, narrowest)
         raise RequestError(f"a limit must leave a channel of each group, which takes {least} MACs, got {macs}")
-    shape = sizes
-    while _macs(network, shape) > macs:
-        options = [(*shape[:g], max(1, shape[g] - steps[g]), *shape[g + 1 :]) for g in range(len(shape)) if shape[g] > 1]
-        shape = min(options, key=lambda option: _loss(network, option, data, loss))
+    shape, spent, lost = sizes, _macs(network, sizes), _loss(network, sizes, data, loss)
+    while spent > macs:
+        narrower = [(*shape[:g], max(1, shape[g] - steps[g]), *shape[g + 1 :]) for g in range(len(shape)) if shape[g] > 1]
+        options = [(option, _macs(network, option), _loss(network, option, data, loss)) for option in narrower]
+        shape, spent, lost = min(options, key=lambda option: (option[2] - lost) / max(1, spent - option[1]))
     return shape
 
 
@@ -73,11 +74,4 @@ def _macs(network: SlimmableNetwork, shape: Sequence[int]) -> int:
 
 def _loss(network: SlimmableNetwork, shape: Sequence[int], data: Loader, loss: Loss) -> float:
     net, _ = with_batch_statistics(network.view(shape))
-    total, samples = 0.0, 0
-    for inputs, targets in data:
-        device = device_of(net)
-        total += float(loss(net(inputs.to(device)), targets.to(device))) * len(inputs)
-        samples += len(inputs)
-    if samples == 0:
-        raise DataError("finding a shape needs data, got no batch")
-    return total / samples
+    return mean_loss(net, data, loss=loss)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +11,15 @@ import torch
 from torch import nn
 
 from featherweight.dynamic.cost import Cost, Limit, choose_within
+from featherweight.dynamic.views import WidthView
 from featherweight.errors import UnsupportedOpError, check, look_up
 from featherweight.exporting.onnx import resize_batch
-from featherweight.graph.capture import Example, capture, on_device_of, tensors_of, twin_of
+from featherweight.graph.capture import Example, on_device_of, tensors_of, twin_of
 from featherweight.graph.cost import count_macs
-from featherweight.graph.cutting import Anatomy, cut, study
+from featherweight.graph.cutting import Anatomy, cut, resize, study
 from featherweight.graph.groups import Axis, Coupling, Unit
 from featherweight.graph.own_class import difference, tolerance
-from featherweight.graph.program import Input, Program, ProgramModule, TensorSpec, owner_of
+from featherweight.graph.program import Program, ProgramModule, TensorSpec, tensor_called
 from featherweight.measuring.latency import time_in_turns
 from featherweight.pruning.neuron_criteria import NEURON_CRITERIA
 from featherweight.pruning.neurons import make_plan, select_groups
@@ -27,53 +27,10 @@ from featherweight.training.loaders import Batch
 from featherweight.training.mode import in_mode
 from featherweight.training.statistics import Evidence
 
-__all__ = ["SlimmableNetwork", "Width", "WidthView", "make_slimmable", "norm_tensors"]
+__all__ = ["SlimmableNetwork", "Width", "make_slimmable", "norm_tensors"]
 
 Width = float | str
 """A choice of a slimmable network: the fraction of every group's channels that stays, or the name of a shape of its own."""
-
-
-class WidthView(nn.Module):
-    """A slimmable network at one width: it owns nothing, and slices the shared weights each time it runs.
-
-    Where the channels of a line are one run, as they are but for attention and concatenations, a slice is a view. Train and
-    eval mode are its own; its parameters are the whole network's.
-    """
-
-    def __init__(self, network: SlimmableNetwork, program: Program, parts: Sequence[_Part]) -> None:
-        super().__init__()
-        self.network = network
-        self.program = program
-        self._parts = tuple(parts)
-        # The same numbers in the same order, only that the tensors are inputs: so a step of training reaches the shared ones.
-        passed = tuple(Input(spec.name, (), torch.float32) for spec in program.tensors)
-        self._run = ProgramModule(replace(program, inputs=program.inputs + passed, tensors=(), constants={}), {})
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        """The network's answer at this width."""
-        return self._run(*inputs, *(part.slice() for part in self._parts))
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors it computes with, by name."""
-        return {spec.name: part.slice() for spec, part in zip(self.program.tensors, self._parts, strict=True)}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Where a narrow network has one of its tensors from: along some axes a run (start, length), or indices."""
-
-    owner: nn.Module
-    leaf: str
-    cuts: tuple[tuple[int, tuple[int, int] | torch.Tensor], ...] = ()
-
-    def slice(self) -> torch.Tensor:
-        tensor: torch.Tensor = getattr(self.owner, self.leaf)
-        for axis, kept in self.cuts:
-            if isinstance(kept, torch.Tensor):
-                tensor = tensor.index_select(axis, kept.to(tensor.device))
-            else:
-                tensor = tensor.narrow(axis, *kept)
-        return tensor
 
 
 class SlimmableNetwork(nn.Module):
@@ -95,7 +52,6 @@ class SlimmableNetwork(nn.Module):
         self._macs: dict[Width, int] = {}
         self.seconds: dict[Width, float] = {}
         self._views: dict[Width, WidthView] = {}
-        self._programs: dict[tuple[int, ...], Program] = {}
         self.add(1.0)
 
     def forward(self, *inputs: torch.Tensor, budget: Limit | None = None) -> Any:
@@ -129,25 +85,23 @@ class SlimmableNetwork(nn.Module):
         if choice not in self._shapes and not self.switchable and not isinstance(choice, str):
             choice = round(float(choice), 2)
         if choice not in self._views:
-            self._views[choice] = self.view(self.shape(choice), self.own_tensors(choice))
+            self._views[choice] = self.view(self.shape(choice), choice)
         view = self._views[choice]
-        view.training = view._run.training = self.training
-        return view
+        return view if view.training == self.training else view.train(self.training)
 
-    def view(self, shape: Sequence[int], own: ProgramModule | None = None) -> WidthView:
-        """The network with the first channels of each group, as many as `shape` says, whether it is a choice or not."""
-        removed, program = self._removed(shape), self._program(tuple(shape))
-        names = {spec.name for spec in own.program.tensors} if own is not None else set()
-        parts = []
-        for spec in program.tensors:
-            if own is not None and spec.name in names:
-                parts.append(_Part(*owner_of(own, spec.name)))
-                continue
-            owner, leaf = owner_of(self.full, spec.name)
-            sizes = getattr(owner, leaf).shape
-            axes = [axis for axis in range(len(sizes)) if (spec.name, axis) in removed]
-            parts.append(_Part(owner, leaf, tuple((axis, _run_of(sizes[axis], removed[spec.name, axis])) for axis in axes)))
-        return WidthView(self, program, parts)
+    def view(self, shape: Sequence[int], choice: Width | None = None) -> WidthView:
+        """The network with the first channels of each group, as many as `shape` says, with a choice's own tensors or none."""
+        removed = self._removed(shape)
+        program = resize(self._anatomy(), removed)
+        own = None if choice is None else self.own_tensors(choice)
+        owned = set() if own is None else {spec.name for spec in own.program.tensors}
+        places, cuts = {}, {}
+        for name, tensor in ((spec.name, tensor_called(self.full, spec.name)) for spec in program.tensors):
+            places[name] = f"own.{_key(choice)}.{name}" if choice is not None and name in owned else f"full.{name}"
+            if name not in owned:
+                axes = [axis for axis in range(tensor.dim()) if (name, axis) in removed]
+                cuts[name] = tuple((axis, _run_of(tensor.shape[axis], removed[name, axis])) for axis in axes)
+        return WidthView(self, program, places, cuts)
 
     def extract(self, choice: Width) -> ProgramModule:
         """A plain network of that width, with weights of its own, which gives the same outputs, bit for bit."""
@@ -171,6 +125,7 @@ class SlimmableNetwork(nn.Module):
         if shape is None or not isinstance(choice, str):
             check("a width", choice, "in (0, 1]; a shape of its own needs its numbers of channels", _is_width(choice))
         kept = self._uniform(choice) if shape is None else self._fitting(shape)
+        cut(self._anatomy(), self._removed(kept), self.full)  # checks that it computes what the masked network does
         view = self.view(kept)
         if self.switchable and choice != 1.0:
             names = set(norm_tensors(view.program))
@@ -216,13 +171,9 @@ class SlimmableNetwork(nn.Module):
             torch.cuda.synchronize(inputs[0].device)
         return answer
 
-    def _program(self, shape: tuple[int, ...]) -> Program:
-        """The program of so many channels; `cut` checks it against the masked network."""
-        if shape not in self._programs:
-            program, removed = self.full.program, self._removed(shape)
-            whole = Anatomy(self.full, program, tensors_of(self.full, program), self.coupling, self.unit)
-            self._programs[shape] = capture(cut(whole, removed, self.full), ())
-        return self._programs[shape]
+    def _anatomy(self) -> Anatomy:
+        program = self.full.program
+        return Anatomy(self.full, program, tensors_of(self.full, program), self.coupling, self.unit)
 
     def _removed(self, shape: Sequence[int]) -> Mapping[Axis, tuple[int, ...]]:
         pairs = [(group, torch.arange(kept, group.size)) for group, kept in zip(self.coupling.groups, shape, strict=True)]

@@ -17,7 +17,8 @@ from featherweight.errors import FeatherweightError, RequestError
 from featherweight.exporting.qdq import QuantizedModule, in_floats, write_integers
 from featherweight.files import replacing
 from featherweight.graph.capture import Example, as_example, to_module
-from featherweight.graph.program import Node, Program, ProgramModule, map_refs, resolve_op
+from featherweight.graph.functions import resolve_op
+from featherweight.graph.program import Node, Program, ProgramModule, map_refs
 
 __all__ = ["open_session", "resize_batch", "to_onnx", "translate"]
 

@@ -34,3 +34,21 @@ def test_surer_answers_are_more_confident(name: str) -> None:
         assert values == sorted(set(values))
         assert values[-1] == pytest.approx(1.0)
         assert CONFIDENCES[name]([other, one]).item() == pytest.approx(CONFIDENCES[name]([one, other]).item())
+
+
+def test_agreement_is_patience() -> None:
+    """Against PABEE's counter, which an exit raises when it agrees with the one before, and else sets to 0."""
+    given = answers(exits=7, samples=200, classes=3)
+    for patience in (1, 2, 3):
+        leaves = [-1] * 200
+        counters, before = [0] * 200, [-1] * 200
+        for number, answer in enumerate(given):
+            for sample, said in enumerate(answer.argmax(1).tolist()):
+                counters[sample] = counters[sample] + 1 if said == before[sample] else 0
+                before[sample] = said
+                if counters[sample] >= patience and leaves[sample] < 0:
+                    leaves[sample] = number
+        sure = torch.stack([CONFIDENCES["agreement"](given[: k + 1]) >= patience / (patience + 1) for k in range(7)])
+        first = torch.where(sure.any(0), sure.int().argmax(0), -1)
+        assert first.tolist() == leaves
+        assert len(set(leaves)) > 3

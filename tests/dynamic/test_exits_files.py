@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from featherweight.dynamic import ExitNetwork, add_exits, export_exits, load_exits, save_exits
+from featherweight.dynamic import ExitNetwork, add_exits, export_exits, load_dynamic, save_dynamic
 from featherweight.errors import FormatError, RequestError
 from featherweight.exporting import StagedSession
 from featherweight.graph.program import ProgramModule
@@ -33,8 +33,8 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
     net = add_exits(make().eval(), samples(2), at=at, confidence="margin")
     net.thresholds = (0.3, math.inf)
     net.time(samples(1), batch=2, seconds=1e-3)
-    size = save_exits(net, tmp_path / "exits.fw")
-    again = load_exits(tmp_path / "exits.fw")
+    size = save_dynamic(net, tmp_path / "exits.fw")
+    again = load_dynamic(tmp_path / "exits.fw")
     assert again.thresholds == net.thresholds
     assert again.confidence == "margin"
     assert again.timing == net.timing
@@ -50,15 +50,15 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
 
 def test_a_network_of_several_answers_needs_no_settings(net: ExitNetwork, tmp_path: Path) -> None:
     save(net.network, tmp_path / "answers.fw")
-    again = load_exits(tmp_path / "answers.fw")
+    again = load_dynamic(tmp_path / "answers.fw")
     assert again.thresholds == (math.inf,)
     assert again.timing is None
     save(nn.Linear(3, 2), tmp_path / "one.fw", example=torch.zeros(1, 3))
-    with pytest.raises(RequestError, match="two or more"):
-        load_exits(tmp_path / "one.fw")
+    with pytest.raises(FormatError, match="not dynamic"):
+        load_dynamic(tmp_path / "one.fw")
     save_tensors({"a": torch.zeros(1)}, tmp_path / "none.fw")
     with pytest.raises(FormatError, match="no network"):
-        load_exits(tmp_path / "none.fw")
+        load_dynamic(tmp_path / "none.fw")
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_damaged_settings(net: ExitNetwork, tmp_path: Path, name: str, value: to
     timed = load_exits_of(net, tmp_path)
     tensors = timed.state_dict() | {f"exit_settings.{name}": value}
     save(ProgramModule(timed.program, tensors), tmp_path / "damaged.fw")
-    with pytest.raises(FormatError, match=r"damaged\.fw' is damaged: its exits' settings"):
-        load_exits(tmp_path / "damaged.fw")
+    with pytest.raises(FormatError, match=r"damaged\.fw' is damaged: its settings"):
+        load_dynamic(tmp_path / "damaged.fw")
 
 
 def load_exits_of(net: ExitNetwork, folder: Path) -> ProgramModule:
     """What the file of the network holds, times included."""
     copy = ExitNetwork(net.network)
     copy.time(torch.zeros(1, 6), seconds=1e-4)
-    save_exits(copy, folder / "whole.fw")
+    save_dynamic(copy, folder / "whole.fw")
     return load(folder / "whole.fw")
 
 

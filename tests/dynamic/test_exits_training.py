@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from math import exp, log
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from featherweight.dynamic import add_exits, exit_loss, fit_heads
-from featherweight.errors import RequestError
-from featherweight.training import Tuning, fit
+from featherweight.dynamic import (
+    ExitNetwork,
+    add_exits,
+    calibrate,
+    exit_loss,
+    export_exits,
+    fit_heads,
+    learn_confidence,
+    load_dynamic,
+    record_exits,
+    save_dynamic,
+)
+from featherweight.errors import DataError, RequestError
+from featherweight.exporting import StagedSession
+from featherweight.training import TensorLoader, Tuning, evaluate, fit
 from tests.dynamic.exit_nets import CLASSES, NETS, samples
 
 
@@ -70,3 +84,70 @@ def test_all_learn_together() -> None:
     assert [name for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])] == []
     for answer in net.step(data[0][0]):
         assert (answer.argmax(1) == targets).float().mean() > 0.95
+
+
+class Overconfident(nn.Module):
+    """Its first answer names the class of the first input, always as sure; it is wrong where that is class 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[:, :3] * self.scale, x[:, 3:] * self.scale
+
+
+def said_and_true(count: int, seed: int) -> TensorLoader:
+    generator = torch.Generator().manual_seed(seed)
+    said = torch.randint(3, (count,), generator=generator)
+    true = torch.where(said == 2, torch.randint(2, (count,), generator=generator), said)
+    inputs = torch.cat([torch.eye(3)[said], torch.eye(3)[true]], 1) + 0.01 * torch.randn(count, 6, generator=generator)
+    return TensorLoader(inputs, true, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def judged() -> ExitNetwork:
+    net = ExitNetwork(Overconfident().eval(), torch.zeros(2, 6))
+    learn_confidence(net, said_and_true(600, 0))
+    return net
+
+
+def test_judges_learn_which_answers_are_right(judged: ExitNetwork) -> None:
+    record = record_exits(judged, said_and_true(300, 1))
+    sure, right = record.confidences[0], record.right[0]
+    assert 0.5 < right.float().mean() < 0.8
+    assert sure[right].min() > 0.9
+    assert sure[~right].max() < 0.1
+    found = calibrate(record, accuracy=1.0)
+    assert found.shares[0] == pytest.approx(right.float().mean().item())  # no probability could part them: all are as sure
+    judged.thresholds = found.thresholds
+    assert evaluate(judged, said_and_true(300, 2)) == 1.0
+
+
+def test_judges_are_learnt_again_saved_and_no_part_of_training(judged: ExitNetwork, tmp_path: Path) -> None:
+    data = said_and_true(64, 3)
+    assert not any(parameter.requires_grad for parameter in judged.judges.parameters())
+    save_dynamic(judged, tmp_path / "net.fw")
+    again = load_dynamic(tmp_path / "net.fw")
+    assert isinstance(again, ExitNetwork)
+    assert again.confidence == "learned"
+    assert torch.equal(record_exits(again, data).confidences, record_exits(judged, data).confidences)
+    network = again.network.state_dict()["scale"].clone()
+    learn_confidence(again, said_and_true(64, 4), Tuning(epochs=1), seed=1)
+    assert len(again.judges) == 1
+    assert torch.equal(again.network.state_dict()["scale"], network)
+    assert not torch.equal(record_exits(again, data).confidences, record_exits(judged, data).confidences)
+    with pytest.raises(DataError):
+        learn_confidence(again, [])
+    with pytest.raises(RequestError, match="learnt first"):
+        ExitNetwork(judged.network, confidence="learned")
+
+
+def test_judges_go_with_their_stages(judged: ExitNetwork, tmp_path: Path) -> None:
+    x = torch.cat([inputs for inputs, _ in said_and_true(50, 5)])
+    session = StagedSession(export_exits(judged, tmp_path, x))
+    session.thresholds = [0.5]
+    early, last = judged.step(x)
+    wanted = torch.where((judged.judges[0]([early]) >= 0.5)[:, None], early, last)
+    assert 0 < int((wanted == early).all(1).sum()) < 50
+    np.testing.assert_allclose(session.run(x.numpy()), wanted.detach().numpy(), rtol=1e-5, atol=1e-5)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from featherweight.dynamic.files import load_dynamic, save_dynamic
 from featherweight.dynamic.sandwich import recalibrate, tune_widths
-from featherweight.dynamic.width_files import export_widths, load_slimmable, save_slimmable
+from featherweight.dynamic.width_files import export_widths
 from featherweight.dynamic.widths import SlimmableNetwork, make_slimmable
 from featherweight.errors import FormatError
 from featherweight.exporting.onnx import open_session
@@ -47,8 +48,8 @@ def net(request: pytest.FixtureRequest) -> SlimmableNetwork:
 
 
 def test_a_file_gives_the_network_back_bit_for_bit(net: SlimmableNetwork, tmp_path: Path) -> None:
-    assert save_slimmable(net, tmp_path / "net.fw") == (tmp_path / "net.fw").stat().st_size
-    loaded = load_slimmable(tmp_path / "net.fw")
+    assert save_dynamic(net, tmp_path / "net.fw") == (tmp_path / "net.fw").stat().st_size
+    loaded = load_dynamic(tmp_path / "net.fw")
     assert loaded.choices() == net.choices()
     assert [loaded.cost(choice) for choice in net.choices()] == [net.cost(choice) for choice in net.choices()]
     assert (loaded.switchable, loaded.unit, loaded.training) == (net.switchable, net.unit, False)
@@ -58,19 +59,19 @@ def test_a_file_gives_the_network_back_bit_for_bit(net: SlimmableNetwork, tmp_pa
     with torch.no_grad():
         for choice in net.choices():
             assert torch.equal(loaded.at_width(choice)(EXAMPLE), net.at_width(choice)(EXAMPLE))
-    save_slimmable(loaded, tmp_path / "again.fw")
+    save_dynamic(loaded, tmp_path / "again.fw")
     assert (tmp_path / "again.fw").read_bytes() == (tmp_path / "net.fw").read_bytes()
 
 
 def test_any_reader_has_the_full_network(net: SlimmableNetwork, tmp_path: Path) -> None:
-    save_slimmable(net, tmp_path / "net.fw")
+    save_dynamic(net, tmp_path / "net.fw")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "net.fw")(EXAMPLE), net(EXAMPLE))
 
 
 def test_shared_weights_are_in_the_file_once(tmp_path: Path) -> None:
     net = make_slimmable(network(), EXAMPLE)
-    one, all_four = save(net.full, tmp_path / "full.fw"), save_slimmable(net, tmp_path / "net.fw")
+    one, all_four = save(net.full, tmp_path / "full.fw"), save_dynamic(net, tmp_path / "net.fw")
     norms = sum(4 * t.numel() for name, t in net.state_dict().items() if name.startswith("own."))
     assert one < all_four < one + norms + 1500
 
@@ -89,8 +90,8 @@ def test_each_width_s_onnx_answers_as_it_does(tmp_path: Path) -> None:
 
 def test_a_file_without_widths_is_named(tmp_path: Path) -> None:
     save(network(), tmp_path / "net.fw", example=EXAMPLE)
-    with pytest.raises(FormatError, match="without widths"):
-        load_slimmable(tmp_path / "net.fw")
+    with pytest.raises(FormatError, match="not dynamic"):
+        load_dynamic(tmp_path / "net.fw")
 
 
 @pytest.mark.parametrize(
@@ -113,11 +114,11 @@ def test_a_file_without_widths_is_named(tmp_path: Path) -> None:
 )
 def test_a_damaged_table_is_said(change: dict[str, Any], tmp_path: Path) -> None:
     net = make_slimmable(network(), EXAMPLE, widths=(0.5,))
-    save_slimmable(net, tmp_path / "net.fw")
+    save_dynamic(net, tmp_path / "net.fw")
     file = load(tmp_path / "net.fw")
     tensors = tensors_of(file, file.program)
     table = json.loads(bytes(tensors["_widths.table"].tolist())) | change
     tensors["_widths.table"] = torch.tensor(list(json.dumps(table).encode()), dtype=torch.uint8)
     save(ProgramModule(file.program, tensors), tmp_path / "bad.fw")
     with pytest.raises(FormatError):
-        load_slimmable(tmp_path / "bad.fw")
+        load_dynamic(tmp_path / "bad.fw")

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from featherweight.dynamic.sandwich import batch_statistics, recalibrate, tune_widths
+from featherweight.dynamic.sandwich import Sandwich, batch_statistics, recalibrate, tune_widths
 from featherweight.dynamic.slimming import find_shape
+from featherweight.dynamic.views import WidthView
 from featherweight.dynamic.widths import SlimmableNetwork, make_slimmable
 from featherweight.errors import DataError, RequestError
 from featherweight.training import TensorLoader, Tuning, evaluate
+from featherweight.training.loop import mean_loss
 
 
 def network() -> nn.Module:
@@ -74,7 +76,7 @@ def test_without_distillation_every_width_learns_from_the_targets() -> None:
         return cross_entropy(outputs, targets)
 
     net = make_slimmable(network(), EXAMPLE)
-    tune_widths(net, [stripes(8)], Tuning(), distil=False, loss=loss, between=1)
+    tune_widths(net, [stripes(8)], Tuning(), sandwich=Sandwich(distil=False, between=1), loss=loss)
     assert len(counted) == 3  # full, lightest, one of the two between
 
 
@@ -133,7 +135,7 @@ def test_statistics_need_data() -> None:
     with pytest.raises(DataError, match="no batch"):
         recalibrate(net, [])
     with pytest.raises(RequestError, match="between"):
-        tune_widths(net, LOADER, Tuning(), between=-1)
+        Sandwich(between=-1)
 
 
 def idle() -> SlimmableNetwork:
@@ -169,3 +171,43 @@ def test_a_shape_under_no_limit_is_said() -> None:
     assert find_shape(net, [(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))], macs=5, step=0.5) == (1, 1)
     with pytest.raises(DataError):
         find_shape(net, [], macs=50)
+
+
+def test_layers_get_widths_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = make_slimmable(network(), EXAMPLE, widths=(0.25,), switchable=False)
+    seen: list[tuple[int, ...]] = []
+    view = SlimmableNetwork.view
+
+    def watched(self: SlimmableNetwork, shape: tuple[int, ...], choice: float | None = None) -> WidthView:
+        if choice is None:
+            seen.append(tuple(shape))
+        return view(self, shape, choice)
+
+    monkeypatch.setattr(SlimmableNetwork, "view", watched)
+    tune_widths(net, LOADER, Tuning(epochs=5), sandwich=Sandwich(between=3, uniform=False))
+    assert len(seen) == 5 * len(LOADER) * 3
+    assert {kept for shape in seen for kept in shape} == set(range(2, 9))
+    first, second = torch.tensor(seen).double().T
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.5
+    with pytest.raises(RequestError, match="switchable=False"):
+        tune_widths(make_slimmable(network(), EXAMPLE), LOADER, Tuning(), sandwich=Sandwich(uniform=False))
+
+
+def rings(count: int, seed: int) -> TensorLoader:
+    """Points of two rings around one another: many neurons find them, one then tells them apart."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % 2
+    angles = 2 * torch.pi * torch.rand(count, generator=generator)
+    points = torch.stack([angles.cos(), angles.sin()], 1) * (1.0 + targets[:, None])
+    return TensorLoader(points + 0.1 * torch.randn(count, 2, generator=generator), targets, batch_size=64)
+
+
+def test_a_shape_of_its_own_beats_the_same_width_everywhere() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    net = make_slimmable(model, torch.zeros(1, 2), widths=(0.25, 1.0), switchable=False)
+    tune_widths(net, rings(512, 0), Tuning(epochs=30, learning_rate=1e-2), sandwich=Sandwich(uniform=False))
+    uniform = net.cost(0.25).macs
+    net.add("own", find_shape(net, rings(256, 1), macs=uniform))
+    assert net.cost("own").macs <= uniform
+    assert mean_loss(net.at_width("own"), rings(512, 2)) < mean_loss(net.at_width(0.25), rings(512, 2))

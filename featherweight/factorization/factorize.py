@@ -17,7 +17,7 @@ from featherweight.factorization.layers import Layer, as_thin, macs_of, weights_
 from featherweight.factorization.network import look, replace_layers
 from featherweight.factorization.ranks import rank_by_energy, rank_by_vbmf
 from featherweight.graph.capture import Example
-from featherweight.graph.program import Input, Program
+from featherweight.graph.program import Input, make_example
 from featherweight.training.loaders import Batch
 
 __all__ = ["FactorPlan", "Factoring", "factorize", "plan_factors"]
@@ -64,7 +64,7 @@ class FactorPlan:
             RequestError: the plan does not fit the network.
             CaptureError, UnsupportedOpError: as `capture` says.
         """
-        network = look(model, Program(self.inputs, (), (), None).example(), data)
+        network = look(model, make_example(self.inputs), data)
         missing = [line.name for line in self.factorings if line.name not in network.layers]
         if missing:
             raise RequestError(f"a plan must be applied to the network it was made from, which has no layer {missing[0]!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Layer", "Pair", "Thin", "as_thin", "macs_of", "weights_of"]
+__all__ = ["Branches", "Layer", "Pair", "Replacement", "Thin", "as_thin", "macs_of", "weights_of"]
 
 Pair = tuple[int, int]
 """Of height and width."""
@@ -45,6 +45,33 @@ class Thin:
     groups: int = 1
 
 
+@dataclass(frozen=True)
+class Branches:
+    """A thin convolution, and two on what it gives: their outputs side by side, in the order of the layer's own.
+
+    Attributes:
+        first: gets the layer's inputs.
+        left: gives the first outputs; None where they are those of `first` as they are.
+        right: gives the others.
+        order: for each output of the layer its place among the left ones, then the right ones, shape (outputs,).
+    """
+
+    first: Thin
+    left: Thin | None
+    right: Thin
+    order: torch.Tensor
+
+    @property
+    def parts(self) -> dict[str, Thin]:
+        """Its convolutions, by the names they have in a network."""
+        named = {"first": self.first, "left": self.left, "right": self.right}
+        return {name: thin for name, thin in named.items() if thin is not None}
+
+
+Replacement = Sequence[Thin] | Branches
+"""What is put in the place of a layer: thin ones one after the other, or branches."""
+
+
 def as_thin(layer: Layer) -> Thin:
     """The layer itself, in the form of its factors.
 
@@ -61,11 +88,11 @@ def as_thin(layer: Layer) -> Thin:
     return Thin(layer.weight, layer.stride, layer.padding, layer.dilation)
 
 
-def weights_of(chain: Sequence[Thin]) -> int:
+def weights_of(chain: Replacement) -> int:
     """How many weights thin layers have, biases left out.
 
     Args:
-        chain: of thin layers.
+        chain: of thin layers, or branches.
 
     Returns:
         Their number.
@@ -74,14 +101,15 @@ def weights_of(chain: Sequence[Thin]) -> int:
         >>> weights_of([Thin(torch.ones(1, 4)), Thin(torch.ones(6, 1))])
         10
     """
-    return sum(thin.weight.numel() for thin in chain)
+    parts = chain.parts.values() if isinstance(chain, Branches) else chain
+    return sum(thin.weight.numel() for thin in parts)
 
 
-def macs_of(chain: Sequence[Thin], size: Pair) -> int:
-    """The multiply-accumulates of layers one after the other, for one sample.
+def macs_of(chain: Replacement, size: Pair) -> int:
+    """The multiply-accumulates of thin layers, for one sample.
 
     Args:
-        chain: of thin layers, of linear ones with `size` (1, 1).
+        chain: of thin layers, of linear ones with `size` (1, 1); or branches.
         size: height and width of the first one's inputs.
 
     Returns:
@@ -91,10 +119,20 @@ def macs_of(chain: Sequence[Thin], size: Pair) -> int:
         >>> macs_of([Thin(torch.ones(8, 3, 3, 3), stride=(2, 2), padding=(1, 1))], (32, 32)) == 16 * 16 * 8 * 27
         True
     """
+    if isinstance(chain, Branches):
+        inner = _output_size(chain.first, size)
+        sides = [thin for name, thin in chain.parts.items() if name != "first"]
+        return macs_of([chain.first], size) + sum(macs_of([thin], inner) for thin in sides)
     total = 0
     for thin in chain:
-        if thin.weight.dim() == 4:
-            axes = zip(size, thin.weight.shape[2:], thin.stride, thin.padding, thin.dilation, strict=True)
-            size = tuple((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in axes)  # type: ignore[assignment]
+        size = _output_size(thin, size)
         total += size[0] * size[1] * thin.weight.numel()
     return total
+
+
+def _output_size(thin: Thin, size: Pair) -> Pair:
+    if thin.weight.dim() != 4:
+        return size
+    axes = zip(size, thin.weight.shape[2:], thin.stride, thin.padding, thin.dilation, strict=True)
+    height, width = ((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in axes)
+    return height, width

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from featherweight.errors import DataError, WeightsError
-from featherweight.factorization.layers import Layer, Pair, Thin
-from featherweight.graph.capture import Example, capture, example_of, on_device_of, tensors_of
+from featherweight.factorization.layers import Branches, Layer, Pair, Replacement, Thin
+from featherweight.graph.capture import Example, capture, example_of, like, on_device_of, tensors_of
 from featherweight.graph.constraint import duplicate, fold
-from featherweight.graph.cutting import constrain_like
+from featherweight.graph.cutting import carry_constraints
 from featherweight.graph.own_class import difference, tolerance
-from featherweight.graph.program import Node, Program, ProgramModule, Ref, TensorSpec, owner_of
+from featherweight.graph.program import Node, Program, ProgramModule, Ref, TensorSpec, owner_of, tensor_called
 from featherweight.graph.rewrite import expand, readers_of
 from featherweight.graph.selection import select_weights
 from featherweight.graph.shapes import infer_shapes
@@ -24,7 +24,7 @@ from featherweight.training.inputs import input_hessians
 from featherweight.training.loaders import Batch
 from featherweight.training.statistics import Evidence
 
-__all__ = ["Network", "look", "replace_layers"]
+__all__ = ["BranchedConv", "Network", "look", "replace_layers"]
 
 _log = logging.getLogger(__name__)
 
@@ -120,13 +120,13 @@ def _pair(values: Any) -> Pair:
     return int(numbers[0]), int(numbers[1])
 
 
-def replace_layers(model: nn.Module, network: Network, chains: Mapping[str, Sequence[Thin]]) -> nn.Module:
-    """The network with chains of thin layers in the place of some, as `FactorPlan.apply` says.
+def replace_layers(model: nn.Module, network: Network, chains: Mapping[str, Replacement]) -> nn.Module:
+    """The network with thin layers in the place of some, as `FactorPlan.apply` says.
 
     Args:
         model: what was captured; it is not changed.
         network: the same, captured.
-        chains: by the names of the weights that go.
+        chains: thin layers one after the other, or branches, by the names of the weights that go.
 
     Returns:
         A module of the user's class, or a `ProgramModule`.
@@ -134,36 +134,65 @@ def replace_layers(model: nn.Module, network: Network, chains: Mapping[str, Sequ
     if not chains:
         return duplicate(model)
     program, tensors, folded = network.program, dict(network.tensors), fold(model)
-    trainable = {name: p.requires_grad for name, p in folded.named_parameters(remove_duplicate=False)}
     end = program.first_node + len(program.nodes)
     added: list[TensorSpec] = []
     changes: dict[int, list[Node]] = {}
     for name, chain in chains.items():
-        node = program.nodes[network.positions[name]]
-        bias = node.args[2] if len(node.args) > 2 else None
-        parts = []
-        for number, thin in enumerate(chain):
-            own = _inside(name, f"{number}.weight")
-            tensors[own], trainable[own] = thin.weight, trainable[name]
+        parts = chain.parts if isinstance(chain, Branches) else {str(number): thin for number, thin in enumerate(chain)}
+        refs = []
+        for part, thin in parts.items():
+            own = _inside(name, f"{part}.weight")
+            tensors[own] = nn.Parameter(thin.weight, requires_grad=tensor_called(folded, name).requires_grad)
+            refs.append(Ref(end + len(added)))
             added.append(TensorSpec(own, "parameter"))
-            parts.append(_node(node, thin, Ref(end + len(added) - 1), number > 0, bias if thin is chain[-1] else None))
-        changes[network.positions[name]] = parts
+        node = program.nodes[network.positions[name]]
+        if isinstance(chain, Branches):
+            own = _inside(name, "order")
+            tensors[own] = chain.order
+            changes[network.positions[name]] = _branched(node, chain, refs, Ref(end + len(added)))
+            added.append(TensorSpec(own, "buffer"))
+        else:
+            changes[network.positions[name]] = _chained(node, chain, refs)
     smaller = expand(program, changes, added)
     twin = ProgramModule(replace(smaller, constants={}), {spec.name: tensors[spec.name] for spec in smaller.tensors})
-    for own, parameter in twin.named_parameters():
-        parameter.requires_grad_(trainable[own])
-    twin.train(model.training)
-    result = _own_class(folded, twin, chains)
-    constrain_like(result, model, {})
+    result = _own_class(folded, like(folded, twin), chains)
+    carry_constraints(result, model)
     return result
 
 
-def _node(node: Node, thin: Thin, weight: Ref, follows: bool, bias: Any) -> Node:
-    start = Ref(-1) if follows else node.args[0]
+def _chained(node: Node, chain: Sequence[Thin], weights: Sequence[Ref]) -> list[Node]:
+    """Thin layers one after the other, with the bias on the last."""
+    bias, last = _bias(node), len(chain) - 1
+    return [
+        _node(node, thin, weight, Ref(-1) if number else node.args[0], bias if number == last else None)
+        for number, (thin, weight) in enumerate(zip(chain, weights, strict=True))
+    ]
+
+
+def _branched(node: Node, branches: Branches, weights: Sequence[Ref], order: Ref) -> list[Node]:
+    """What `BranchedConv` computes."""
+    nodes = [_node(node, branches.first, weights[0], node.args[0], None)]
+    if branches.left is not None:
+        nodes.append(_node(node, branches.left, weights[1], Ref(-1), None))
+    nodes.append(_node(node, branches.right, weights[-1], Ref(-len(nodes)), None))
+    nodes.append(Node("cat", ([Ref(-2), Ref(-1)], 1), {}, node.origin))
+    nodes.append(Node("index_select", (Ref(-1), 1, order), {}, node.origin))
+    if (bias := _bias(node)) is not None:
+        nodes.append(Node("unsqueeze", (bias, 1), {}, node.origin))
+        nodes.append(Node("unsqueeze", (Ref(-1), 2), {}, node.origin))
+        nodes.append(Node("add.Tensor", (Ref(-3), Ref(-1)), {}, node.origin))
+    return nodes
+
+
+def _bias(node: Node) -> Any:
+    return node.args[2] if len(node.args) > 2 else None
+
+
+def _node(node: Node, thin: Thin, weight: Ref, source: Any, bias: Any) -> Node:
     if node.op == "linear":
-        return Node("linear", (start, weight, *([] if bias is None else [bias])), {}, node.origin)
+        return Node("linear", (source, weight, *([] if bias is None else [bias])), {}, node.origin)
     settings = (list(thin.stride), list(thin.padding), list(thin.dilation), thin.groups)
-    return Node("conv2d", (start, weight, bias, *settings), {}, node.origin)
+    return Node("conv2d", (source, weight, bias, *settings), {}, node.origin)
 
 
 def _inside(name: str, leaf: str) -> str:
@@ -172,8 +201,8 @@ def _inside(name: str, leaf: str) -> str:
     return f"{path}.{leaf}" if path else leaf
 
 
-def _own_class(folded: nn.Module, twin: ProgramModule, chains: Mapping[str, Sequence[Thin]]) -> nn.Module:
-    """The user's module with `nn.Sequential` in the place of its layers, if it agrees with its captured twin; else the twin."""
+def _own_class(folded: nn.Module, twin: ProgramModule, chains: Mapping[str, Replacement]) -> nn.Module:
+    """The user's module with other modules in the place of its layers, if it agrees with its captured twin; else the twin."""
     own = duplicate(folded)
     why = ""
     for name, chain in chains.items():
@@ -182,7 +211,8 @@ def _own_class(folded: nn.Module, twin: ProgramModule, chains: Mapping[str, Sequ
         if type(layer) not in (nn.Linear, nn.Conv2d) or leaf != "weight" or not path:
             return _captured(folded, twin, f"{name} belongs to a {type(layer).__name__}")
         parent, child = owner_of(own, path)
-        setattr(parent, child, _sequential(layer, chain))
+        made = BranchedConv(layer, chain) if isinstance(chain, Branches) else _sequential(layer, chain)
+        setattr(parent, child, made.train(layer.training))
     inputs = on_device_of(twin, example_of(twin, seed=1))
     with torch.no_grad():
         try:
@@ -202,17 +232,39 @@ def _captured(folded: nn.Module, twin: ProgramModule, why: str) -> ProgramModule
 
 def _sequential(layer: Any, chain: Sequence[Thin]) -> nn.Sequential:
     """Modules for a chain, the bias of the layer on the last."""
-    made: list[nn.Module] = []
-    for thin in chain:
-        outputs, inputs, *kernel = thin.weight.shape
-        module: nn.Module
-        if kernel:
-            size = (kernel[0], kernel[1])
-            settings = (thin.stride, thin.padding, thin.dilation, thin.groups)
-            module = nn.Conv2d(inputs * thin.groups, outputs, size, *settings, bias=False, device="meta")
-        else:
-            module = nn.Linear(inputs, outputs, bias=False, device="meta")  # which draws no random weights
-        module.weight = nn.Parameter(thin.weight.clone(), requires_grad=layer.weight.requires_grad)
-        made.append(module)
+    made = [_module(thin, layer) for thin in chain]
     made[-1].bias = layer.bias
-    return nn.Sequential(*made).train(layer.training)
+    return nn.Sequential(*made)
+
+
+def _module(thin: Thin, layer: Any) -> nn.Linear | nn.Conv2d:
+    """A module without bias, trainable if the layer was that it stands for."""
+    outputs, inputs, *kernel = thin.weight.shape
+    module: nn.Linear | nn.Conv2d
+    if kernel:
+        size = (kernel[0], kernel[1])
+        settings = (thin.stride, thin.padding, thin.dilation, thin.groups)
+        module = nn.Conv2d(inputs * thin.groups, outputs, size, *settings, bias=False, device="meta")
+    else:
+        module = nn.Linear(inputs, outputs, bias=False, device="meta")  # which draws no random weights
+    module.weight = nn.Parameter(thin.weight.clone(), requires_grad=layer.weight.requires_grad)
+    return module
+
+
+class BranchedConv(nn.Module):
+    """`Branches` as a module, with the bias of the layer in whose place it is."""
+
+    order: torch.Tensor
+
+    def __init__(self, layer: Any, branches: Branches) -> None:
+        super().__init__()
+        self.first = _module(branches.first, layer)
+        self.left = nn.Identity() if branches.left is None else _module(branches.left, layer)
+        self.right = _module(branches.right, layer)
+        self.register_buffer("order", branches.order)
+        self.bias = layer.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        first = self.first(inputs)
+        outputs = torch.cat([self.left(first), self.right(first)], 1).index_select(1, self.order)
+        return outputs if self.bias is None else outputs + self.bias.unsqueeze(1).unsqueeze(2)

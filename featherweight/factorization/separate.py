@@ -1,4 +1,4 @@
-"""A network of one's own as a compact one: its convolutions become depthwise separable, and learn from what they were."""
+"""A network of one's own as a compact one: its convolutions become compact blocks, and learn from what they were."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import replace
 from torch import nn
 
 from featherweight.distillation import Features, Lesson, teach
-from featherweight.errors import RequestError, check
-from featherweight.factorization.factorize import FactorPlan, plan_factors
+from featherweight.errors import RequestError, check, look_up
+from featherweight.factorization.blocks import BLOCKS, Block
+from featherweight.factorization.layers import as_thin, macs_of, weights_of
+from featherweight.factorization.network import look, replace_layers
 from featherweight.graph.capture import Example
 from featherweight.graph.program import ProgramModule
 from featherweight.training.loaders import Loader
@@ -29,6 +31,7 @@ def separate_convolutions(
     example: Example,
     data: Loader,
     *,
+    block: str = "separable",
     multiplier: int = 1,
     order: str = "together",
     lesson: Lesson | None = None,
@@ -38,17 +41,21 @@ def separate_convolutions(
     seed: int = 0,
     progress: Progress = silent,
 ) -> nn.Module:
-    """Replaces convolutions by depthwise separable ones (Howard et al., "MobileNets", 2017), and distils them from the network.
+    """Replaces convolutions by compact blocks, and distils these from the network.
 
-    Each starts as the best fit of its form to the old weight on the data (`factor_separable`), then learns to give what the old
-    layer gave (a hint for each layer, Romero et al. 2015), and in the end all learn together to answer as the network did.
-    Convolutions with groups or 1 × 1 kernels, and those that would not become cheaper, stay.
+    A block is depthwise separable (Howard et al., "MobileNets", 2017), a fire module (Iandola et al., "SqueezeNet", 2016) or a
+    ghost module (Han et al., "GhostNet", 2020). Each starts as a fit of its form to the old weight on the data (see the
+    functions in `BLOCKS`), then learns to give what the old layer gave (a hint for each layer, Romero et al. 2015), and in the
+    end all learn together to answer as the network did. What a block cannot stand for stays, such as convolutions with groups,
+    and so does what would not get both fewer weights and fewer multiply-accumulates.
 
     Args:
         model: any module that `torch.export` captures; it is not changed.
         example: a batch of inputs.
         data: batches of (inputs, targets).
-        multiplier: kernels for each input channel, at least 1.
+        block: a name in `BLOCKS`.
+        multiplier: how rich blocks are, at least 1: kernels for each input channel of a separable one, channels behind the
+            squeeze of a fire module in eighths of its outputs; ghost modules have one size.
         order: "together" replaces all layers, then trains; "in turns" replaces and trains one after the other, first to last,
             which costs a training each and is gentler.
         lesson: what is learnt of the outputs, `Lesson()` by default.
@@ -63,7 +70,7 @@ def separate_convolutions(
         outputs alone, and the log says so.
 
     Raises:
-        RequestError: no convolution can be separated (each is named with its reason), or an option out of range.
+        RequestError: no convolution can become such a block (each is named with its reason), or an option out of range.
         CaptureError, UnsupportedOpError: as `capture` says.
         TrainingError: as `fit` says.
 
@@ -75,23 +82,50 @@ def separate_convolutions(
         >>> [tuple(layer.weight.shape) for layer in compact[2]]
         [(8, 1, 3, 3), (8, 8, 1, 1)]
     """
+    kind = look_up(BLOCKS, block, "block")
     whole = isinstance(multiplier, int) and not isinstance(multiplier, bool) and multiplier >= 1
     check("multiplier", multiplier, "a whole number >= 1", whole)
+    check("multiplier", multiplier, f"1 for {block} blocks, which have one size", kind.sized or multiplier == 1)
     check("order", order, f"one of {', '.join(_ORDERS)}", order in _ORDERS)
-    plan = plan_factors(model, example, rank=multiplier, method="separable", data=data, include=include, exclude=exclude)
-    if not plan.factorings:
-        reasons = "; ".join(f"{name}: {why}" for name, why in plan.skipped.items()) or "it has none"
-        raise RequestError(f"no convolution of {type(model).__name__} can become depthwise separable: {reasons}")
+    names = _find_layers(model, example, kind, multiplier, block, include, exclude)
     lesson, tuning = lesson or Lesson(), tuning or Tuning(epochs=5)
-    rounds = [plan.factorings] if order == "together" else [(line,) for line in plan.factorings]
     student = model
-    for lines in rounds:
-        student = FactorPlan(plan.method, lines, {}, plan.inputs).apply(student, data=data)
+    for some in [names] if order == "together" else [[name] for name in names]:
+        network = look(student, example, data, include=some)
+        student = replace_layers(student, network, {name: kind.make(network.layers[name], multiplier) for name in some})
         if isinstance(student, ProgramModule):
             _log.warning("layers of a captured program cannot learn from those of the network: its outputs alone teach it")
             continue
-        paths = [line.name.rpartition(".")[0] for line in lines]
+        paths = [name.rpartition(".")[0] for name in some]
         hints = replace(lesson, features=Features({path: path for path in paths}))
         teach(student, model, data, tuning, lesson=hints, seed=seed, progress=progress)
     teach(student, model, data, tuning, lesson=lesson, seed=seed, progress=progress)
     return student
+
+
+def _find_layers(
+    model: nn.Module,
+    example: Example,
+    kind: Block,
+    size: int,
+    name: str,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+) -> list[str]:
+    """The weights whose layers become blocks, in the order of the network."""
+    network = look(model, example, None, include=include, exclude=exclude)
+    skipped, found = dict(network.skipped), []
+    for weight, layer in network.layers.items():
+        skipped[weight] = kind.fits(layer)
+        if skipped[weight]:
+            continue
+        before, after = [as_thin(layer)], kind.make(layer, size)
+        costs = [(weights_of(each), macs_of(each, layer.size)) for each in (before, after)]
+        if costs[1][0] < costs[0][0] and costs[1][1] < costs[0][1]:
+            found.append(weight)
+        else:
+            skipped[weight] = f"it would have {costs[1][0]} of {costs[0][0]} weights, {costs[1][1]} of {costs[0][1]} MACs"
+    if not found:
+        reasons = "; ".join(f"{weight}: {why}" for weight, why in skipped.items()) or "it has none"
+        raise RequestError(f"no convolution of {type(model).__name__} can become a {name} block: {reasons}")
+    return found

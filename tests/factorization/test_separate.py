@@ -1,14 +1,17 @@
-"""A network of one's own with depthwise separable convolutions."""
+"""A network of one's own with compact blocks in the place of its convolutions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from featherweight.distillation import Lesson
 from featherweight.errors import RequestError
 from featherweight.factorization import factorize, separate_convolutions
+from featherweight.factorization.blocks import make_fire, make_ghost
+from featherweight.factorization.layers import Layer
 from featherweight.training import Tuning
 from featherweight.training.loaders import TensorLoader
 
@@ -59,3 +62,34 @@ def test_what_cannot_be_separated_is_named() -> None:
         separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), multiplier=0.5)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="order must be one of together, in turns"):
         separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), order="backwards")
+    with pytest.raises(RequestError, match="did you mean 'ghost'"):
+        separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), block="gost")
+    with pytest.raises(RequestError, match="multiplier must be 1 for ghost blocks, which have one size, got 2"):
+        separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), block="ghost", multiplier=2)
+    with pytest.raises(RequestError, match=r"4\.weight: it changes the size by its kernel"):
+        separate_convolutions(network(), torch.zeros(1, 1, 8, 8), loader(), block="fire")
+    odd = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(45, 2))
+    with pytest.raises(RequestError, match="it has 5 outputs, which cannot be halved"):
+        separate_convolutions(odd, torch.zeros(1, 4, 5, 5), [(torch.zeros(2, 4, 5, 5), torch.zeros(2).long())], block="ghost")
+
+
+def test_a_layer_of_a_block_form_is_met_exactly() -> None:
+    """Ghosts that are multiples, and a fire module's own product: what a block can be, it becomes."""
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randn(4, 6, 3, 3, generator=generator)
+    multiples = torch.cat([kept, kept * torch.tensor([2.0, -0.1, 0.5, -3.0])[:, None, None, None]])[torch.randperm(8)]
+    squeeze = torch.randn(2, 6, generator=generator)
+    expand = torch.randn(16, 2, 3, 3, generator=generator)
+    expand[::2, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0.0  # every other output has but the centre
+    product = torch.einsum("oskl,si->oikl", expand, squeeze)
+    x = torch.randn(2, 6, 7, 7, generator=generator)
+    for weight, made in (
+        (multiples, make_ghost(Layer(multiples, padding=(1, 1)))),
+        (product, make_fire(Layer(product, padding=(1, 1)), 1)),
+    ):
+        first = conv2d(x, made.first.weight, None, made.first.stride, made.first.padding)
+        left = first if made.left is None else conv2d(first, made.left.weight)
+        right = conv2d(first, made.right.weight, None, 1, made.right.padding, 1, made.right.groups)
+        torch.testing.assert_close(
+            torch.cat([left, right], 1)[:, made.order], conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4
+        )

@@ -18,7 +18,6 @@ from featherweight.graph.program import (
     Program,
     ProgramModule,
     Ref,
-    refs_in,
     tensor_called,
 )
 
@@ -212,11 +211,11 @@ def twin_of(model: nn.Module, program: Program, tensors: Mapping[str, torch.Tens
 
 
 def like(model: nn.Module, twin: _Twin) -> _Twin:
-    """Puts a program of the model's in the model's mode, trainable where the model is, in place."""
+    """Puts a program of the model's in the model's mode, trainable where the model is, in place; what is new stays as it is."""
     twin.train(model.training)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, parameter in twin.named_parameters():
-        parameter.requires_grad_(trainable[name])
+        parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
     return twin
 
 
@@ -224,7 +223,7 @@ def _rows_meant(network: ProgramModule, value: Ref) -> int:
     """The rows of the smallest table in which a value is looked up; 0 where other operations than tests read it as well."""
     rows = []
     for node in network.program.nodes:
-        if value not in (*refs_in(node.args), *refs_in(node.kwargs)):
+        if value not in node.refs:
             continue
         if node.op == "embedding" and node.args[1] == value and (table := network.program.tensor_name(node.args[0])):
             rows.append(len(tensor_called(network, table)))

@@ -24,11 +24,12 @@ from featherweight.graph.program import Node, Program, ProgramModule, Ref, owner
 from featherweight.graph.shapes import infer_shapes
 from featherweight.graph.sizes import Resize
 
-__all__ = ["Anatomy", "constrain_like", "cut", "mask", "study", "tensor_at"]
+__all__ = ["Anatomy", "carry_constraints", "cut", "mask", "recognise", "resize", "study", "tensor_at"]
 
 _log = logging.getLogger(__name__)
 
 _Removed = Mapping[Axis, tuple[int, ...]]
+_WHOLE: Mapping[Axis, torch.Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,33 @@ def study(model: nn.Module, example: Example, *, unit: Unit = "neuron") -> Anato
     return Anatomy(folded, program, tensors, trace(program, tensors, unit=unit), unit)
 
 
+def recognise(model: nn.Module, program: Program, coupling: Coupling, *, unit: Unit = "neuron") -> Anatomy | None:
+    """What `study` gives, of a network that computes a known program; it runs both once instead of capturing again.
+
+    Args:
+        model: any module; it is not changed.
+        program: captured before, from this network or one like it.
+        coupling: the program's trace.
+        unit: what it was traced for.
+
+    Returns:
+        Its anatomy, or None if its tensors have other shapes or it computes something else.
+    """
+    folded = fold(model)
+    try:
+        tensors = tensors_of(folded, program)
+        owned = coupling.values[len(program.inputs) : program.first_node]
+        if any(tensors[spec.name].shape != value.shape for spec, value in zip(program.tensors, owned, strict=True)):
+            return None
+        known = ProgramModule(program, tensors).eval()
+        inputs = on_device_of(known, example_of(known, batch=1, seed=3))
+        with torch.no_grad():
+            same = difference(duplicate(folded).eval()(*inputs), known(*inputs)) <= tolerance(known)
+    except Exception:  # the user's code may raise anything, and so may a program of another network
+        return None
+    return Anatomy(folded, program, tensors, coupling, unit) if same else None
+
+
 def mask(anatomy: Anatomy, removed: _Removed) -> nn.Module:
     """The network with the removed slices at zero, see `Plan.mask`."""
     if not removed:
@@ -89,8 +117,13 @@ def cut(anatomy: Anatomy, removed: _Removed, model: nn.Module) -> nn.Module:
     result: nn.Module = twin
     if not isinstance(model, ProgramModule):
         result = resized(anatomy.model, twin, {name: taken[name] for name, _ in kept})
-    constrain_like(result, model, kept)
+    carry_constraints(result, model, kept)
     return result
+
+
+def resize(anatomy: Anatomy, removed: _Removed) -> Program:
+    """The program of the network without the removed slices; `cut` makes it as well, and checks it."""
+    return _resize(anatomy, _labels_removed(anatomy, removed))[0] if removed else anatomy.program
 
 
 def _zeroed(tensors: Mapping[str, torch.Tensor], removed: _Removed) -> dict[str, torch.Tensor]:
@@ -178,13 +211,13 @@ def _read(node: Node, kept: Sequence[Any]) -> dict[int, Any]:
     return {ref.index: kept[ref.index] for ref in refs_in((node.args, node.kwargs)) if kept[ref.index] is not None}
 
 
-def constrain_like(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, torch.Tensor]) -> None:
-    """Puts the model's constraints, sliced, on the smaller network, in place.
+def carry_constraints(smaller: nn.Module, model: nn.Module, kept: Mapping[Axis, torch.Tensor] = _WHOLE) -> None:
+    """Gives the smaller network what the model trains behind its constraints, and the constraints, both sliced, in place.
 
     Args:
         smaller: a network with some of the model's parameters, under their names; it is changed.
         model: the network before.
-        kept: for each axis that shrank the indices that stay.
+        kept: for each axis that shrank the indices that stay; none by default.
     """
     parameters = dict(smaller.named_parameters(remove_duplicate=False))
     for name, chain in constrained(model).items():

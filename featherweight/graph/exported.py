@@ -15,17 +15,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import CaptureError, UnsupportedOpError
-from featherweight.graph.program import (
-    Input,
-    Kind,
-    Node,
-    Program,
-    Ref,
-    TensorSpec,
-    Value,
-    refs_in,
-    resolve_op,
-)
+from featherweight.graph.functions import resolve_op
+from featherweight.graph.program import Input, Kind, Node, Program, Ref, TensorSpec, Value, refs_in
 from featherweight.graph.rewrite import without_unused
 
 __all__ = ["from_exported"]

@@ -124,21 +124,33 @@ def _labelled(out: Any, lines: Any) -> Any:
 
 
 def _groups(axes: Mapping[Axis, torch.Tensor], solution: Solution) -> tuple[Group, ...]:
-    """Collects the channels, and puts those that occupy the same axes into one group."""
-    channels: dict[int, dict[Axis, list[int]]] = {}
+    """Puts the channels that occupy the same axes, each as often, into one group; the smallest channel says which comes first.
+
+    Channels start as two kinds, heads and others, and every axis parts those of a kind that lie on it, by how often.
+    """
+    kind = torch.zeros(len(solution.roots), dtype=torch.int64)
+    kind[list(solution.heads)] = 1
+    free = torch.ones(len(kind), dtype=torch.bool)
+    free[list(solution.locked)] = False
+    places: dict[Axis, tuple[torch.Tensor, torch.Tensor]] = {}
     for key, line in axes.items():
-        for index, root in enumerate(line.tolist()):
-            if root not in solution.locked:
-                channels.setdefault(root, {}).setdefault(key, []).append(index)
-    grouped: dict[tuple[Any, ...], list[int]] = {}
-    for root in sorted(channels):
-        signature = (root in solution.heads, *((key, len(indices)) for key, indices in channels[root].items()))
-        grouped.setdefault(signature, []).append(root)
-    groups = []
-    for (is_head, *keys), roots in grouped.items():
-        members = {key: torch.tensor([channels[root][key] for root in roots]) for key, _ in keys}
-        groups.append(Group(_producer(members), members, "head" if is_head else "neuron"))
-    return tuple(groups)
+        roots, order = line.sort(stable=True)
+        roots, indices = roots[free[roots]], order[free[roots]]
+        if len(roots) > 0:
+            places[key] = roots, indices
+            channels, counts = roots.unique_consecutive(return_counts=True)
+            parts = (kind[channels] * (len(line) + 1) + counts).unique(return_inverse=True)[1]
+            kind[channels] = kind.max() + 1 + parts
+    members: dict[int, dict[Axis, torch.Tensor]] = {}
+    for key, (roots, indices) in places.items():
+        for number in kind[roots].unique().tolist():
+            here = kind[roots] == number
+            channels = roots[here].unique_consecutive()
+            members.setdefault(int(channels[0]), {})[key] = indices[here].view(len(channels), -1)
+    return tuple(
+        Group(_producer(members[first]), members[first], "head" if first in solution.heads else "neuron")
+        for first in sorted(members)
+    )
 
 
 def _producer(members: Mapping[Axis, torch.Tensor]) -> str:

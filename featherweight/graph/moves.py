@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from featherweight.graph.functions import resolve_op
 from featherweight.graph.labels import FIXED, Labelled
-from featherweight.graph.program import Node, Ref, resolve_op
+from featherweight.graph.program import Node, Ref
 from featherweight.graph.rules import Call, Lines, meet_all
 
 __all__ = [

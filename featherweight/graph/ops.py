@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from featherweight.graph import contractions, moves, rules, sizes
+from featherweight.graph.functions import functional
 from featherweight.graph.program import Node
 from featherweight.graph.rules import Call
 from featherweight.graph.sizes import Resize
@@ -191,6 +192,5 @@ _IN_PLACE = {*_POINTWISE, *_SAME}
 
 def row_of(op: str) -> Op:
     """The row of an operation; the in-place form of an elementwise one ("relu_") has the same. Without a row it locks."""
-    name, _, overload = op.partition(".")
-    functional = name.removesuffix("_") + (f".{overload}" if overload else "")
-    return OPS[functional] if functional in _IN_PLACE else OPS.get(op, _UNKNOWN)
+    name = functional(op)
+    return OPS[name] if name in _IN_PLACE else OPS.get(op, _UNKNOWN)

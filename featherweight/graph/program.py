@@ -7,20 +7,20 @@ value per node. A `Ref` is such a number, so an argument can only name a value t
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from featherweight.errors import UnsupportedOpError
+from featherweight.graph.functions import binding_of, round_through
 
 __all__ = [
+    "Call",
     "Input",
     "Kind",
+    "Lookup",
     "Node",
     "Program",
     "ProgramModule",
@@ -28,11 +28,10 @@ __all__ = [
     "TensorSpec",
     "Value",
     "last_uses",
+    "make_example",
     "map_refs",
     "owner_of",
     "refs_in",
-    "resolve_op",
-    "round_through",
     "run_node",
     "tensor_called",
     "unused",
@@ -81,6 +80,15 @@ class Node:
     kwargs: Mapping[str, Value] = field(default_factory=dict)
     origin: str = field(default="", compare=False)
 
+    @property
+    def refs(self) -> list[Ref]:
+        """Every value it reads, at any depth of its arguments, in order; one that it reads twice is there twice."""
+        return [*refs_in(self.args), *refs_in(self.kwargs)]
+
+    def renumbered(self, change: Callable[[Ref], Ref]) -> Node:
+        """The same operation on other values."""
+        return replace(self, args=map_refs(self.args, change), kwargs=map_refs(self.kwargs, change))
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -117,15 +125,33 @@ class Program:
         Returns:
             One tensor for each input, in order.
         """
-        generator = torch.Generator().manual_seed(seed)
-        made = []
-        for spec in self.inputs:
-            shape = [batch if size is None else size for size in spec.shape]
-            if spec.dtype.is_floating_point:
-                made.append(torch.randn(shape, generator=generator, dtype=torch.float64).to(spec.dtype))
-            else:
-                made.append(torch.zeros(shape, dtype=spec.dtype))
-        return tuple(made)
+        return make_example(self.inputs, batch, seed)
+
+
+def make_example(inputs: Iterable[Input], batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """What `Program.example` gives, of inputs alone.
+
+    Args:
+        inputs: of a network.
+        batch: the size of every batch axis, at least 1.
+        seed: of the generator, so that two calls agree.
+
+    Returns:
+        One tensor for each input, in order.
+
+    Example:
+        >>> make_example([Input("x", (None, 3), torch.float32)], batch=5)[0].shape
+        torch.Size([5, 3])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for spec in inputs:
+        shape = [batch if size is None else size for size in spec.shape]
+        if spec.dtype.is_floating_point:
+            made.append(torch.randn(shape, generator=generator, dtype=torch.float64).to(spec.dtype))
+        else:
+            made.append(torch.zeros(shape, dtype=spec.dtype))
+    return tuple(made)
 
 
 def map_refs(value: Value, change: Callable[[Ref], Any]) -> Any:
@@ -151,66 +177,6 @@ def refs_in(value: Value) -> Iterator[Ref]:
             yield from refs_in(v)
 
 
-# The Python operators that torch.export leaves in a graph, on sizes and on lists of tensors.
-_OPERATORS = ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg", "truediv", "pow", "eq", "ne", "lt", "le", "gt", "ge")
-
-# Pointwise or core by torch's own tags, so fit for a program; the rest of ATen (files, randomness by name, …) is not.
-_SAFE_TAGS = frozenset({torch.Tag.core, torch.Tag.pointwise})
-
-# Harmless operations that an un-decomposed program holds and that torch does not tag.
-_SAFE_OPS = frozenset(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d "
-    "avg_pool2d max_pool3d upsample_bicubic2d zeros ones baddbmm batch_norm detach_ chunk contiguous conv1d conv2d "
-    "conv3d conv_transpose2d dropout dropout_ einsum expand_as feature_dropout flatten gelu group_norm instance_norm "
-    "layer_norm linear log_softmax matmul max_pool1d max_pool2d movedim narrow pad pixel_shuffle relu6 reshape "
-    "reshape_as rms_norm scaled_dot_product_attention selu sigmoid_ silu softmax split split_with_sizes squeeze stack "
-    "swapaxes t tensor_split tile to transpose type_as unbind unflatten unsqueeze view view_as channel_shuffle "
-    "hardswish hardswish_ hardsigmoid mish leaky_relu_ prelu sym_size detach lift_fresh_copy alias "
-    "_assert_tensor_metadata roll square repeat_interleave zeros_like ones_like full_like new_zeros new_ones new_full "
-    "new_empty empty_like rand_like randn_like rand randn linspace meshgrid eye hann_window std var var_mean "
-    "linalg_vector_norm norm logsumexp all any cumprod unfold im2col col2im tril triu conv_transpose1d "
-    "conv_transpose3d lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell alpha_dropout "
-    "pixel_unshuffle log_sigmoid one_hot zero zero_ fill_ upsample_nearest1d replication_pad1d upsample_linear1d "
-    "upsample_trilinear3d upsample_nearest3d upsample_nearest2d upsample_bilinear2d adaptive_max_pool3d glu".split()
-)
-
-
-@functools.cache
-def resolve_op(op: str) -> Callable[..., Any]:
-    """The function behind an op's name, if a program may hold it.
-
-    Only Python's arithmetic, ATen operations that torch tags as core or pointwise, and a list of known neural-network
-    operations pass, so a file cannot make a program call anything else.
-
-    Args:
-        op: "conv2d", "add.Tensor", "py.getitem", …
-
-    Returns:
-        The function to call.
-
-    Raises:
-        UnsupportedOpError: the name is unknown, or not allowed in a program.
-
-    Example:
-        >>> resolve_op("py.mul")(6, 7)
-        42
-    """
-    if op.startswith("py.") and op[3:] in _OPERATORS:
-        function: Callable[..., Any] = getattr(operator, op[3:])
-        return function
-    packet_name, _, overload = op.partition(".")
-    packet = getattr(torch.ops.aten, packet_name, None) if packet_name.isidentifier() else None
-    found = getattr(packet, overload or "default", None)
-    if isinstance(found, torch._ops.OpOverload) and (packet_name in _SAFE_OPS or _is_tagged(packet_name)):
-        return found
-    raise UnsupportedOpError(f"a program may hold core, pointwise and known neural-network operations; {op!r} is none of them")
-
-
-def _is_tagged(packet_name: str) -> bool:
-    packet = getattr(torch.ops.aten, packet_name.removesuffix("_"), None) or getattr(torch.ops.aten, packet_name)
-    return any(_SAFE_TAGS & set(getattr(packet, overload).tags) for overload in packet.overloads())
-
-
 # Where an op's arguments say "training": a program is captured in eval mode, and follows the module's mode when it runs.
 _TRAINING_ARGUMENT = {
     "batch_norm": 5,
@@ -223,6 +189,101 @@ _TRAINING_ARGUMENT = {
     "rnn_tanh.input": 6,
     "rnn_relu.input": 6,
 }
+
+
+class Call:
+    """One operation, ready to be run again and again: which function, and which of its arguments are values to fill in.
+
+    In training, batch norms and dropout are told so, and `round` passes gradients straight through.
+
+    Args:
+        node: the operation.
+
+    Raises:
+        UnsupportedOpError: a program may not hold it (see `resolve_op`).
+    """
+
+    __slots__ = ("_args", "_deep", "_flag", "_function", "_holes", "_kwargs", "_trained", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._function = binding_of(node.op)
+        self._trained = round_through if node.op == "round" else self._function
+        self._flag = _TRAINING_ARGUMENT.get(node.op)
+        self._args, self._kwargs = list(node.args), dict(node.kwargs)
+        self._holes = [(place, value.index) for place, value in enumerate(node.args) if isinstance(value, Ref)]
+        self._deep = len(node.refs) > len(self._holes)
+
+    def __call__(self, values: Sequence[Any] | Mapping[int, Any], training: bool) -> Any:
+        """The operation's result.
+
+        Args:
+            values: those that it reads, by number.
+            training: whether the network is in train mode.
+        """
+        args, kwargs = self._args.copy(), self._kwargs
+        if self._deep:
+            args, kwargs = map_refs((args, kwargs), lambda ref: values[ref.index])
+        else:
+            for place, index in self._holes:
+                args[place] = values[index]
+        if not training:
+            return self._function(*args, **kwargs)
+        if self._flag is not None:
+            args[self._flag] = True
+        return self._trained(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Call:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> tuple[type[Call], tuple[Node]]:
+        return Call, (self.node,)  # torch's functions cannot be pickled, what they are made of can
+
+
+def run_node(node: Node, value_of: Callable[[Ref], Any], training: bool) -> Any:
+    """Runs one operation, once, on the values its arguments refer to; see `Call`."""
+    return Call(node)({ref.index: value_of(ref) for ref in node.refs}, training)
+
+
+class Lookup:
+    """Where a module keeps certain tensors, to read them again and again.
+
+    It remembers names, no modules: so it holds when submodules are replaced, constrained or moved, and for copies.
+
+    Args:
+        names: of the tensors ("conv1.weight").
+
+    Example:
+        >>> Lookup(["0.bias", "0.weight"])(nn.Sequential(nn.Linear(2, 1)))[1].shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        numbers = {"": 0}
+        self._steps: list[tuple[int, str]] = []
+        self._leaves: list[tuple[int, str]] = []
+        for name in names:
+            *path, leaf = name.split(".")
+            for depth in range(len(path)):
+                parent, here = ".".join(path[:depth]), ".".join(path[: depth + 1])
+                if here not in numbers:
+                    self._steps.append((numbers[parent], path[depth]))
+                    numbers[here] = len(numbers)
+            self._leaves.append((numbers[".".join(path)], leaf))
+
+    def __call__(self, root: nn.Module) -> list[torch.Tensor]:
+        """The tensors of a module, constraints applied, in the order of their names."""
+        modules: list[Any] = [root]
+        for parent, name in self._steps:
+            modules.append(modules[parent]._modules[name])
+        found = []
+        for number, leaf in self._leaves:
+            owner = modules[number]
+            tensor = owner._parameters.get(leaf)
+            if tensor is None:
+                tensor = owner._buffers.get(leaf)
+            found.append(getattr(owner, leaf) if tensor is None else tensor)
+        return found
 
 
 class ProgramModule(nn.Module):
@@ -243,65 +304,33 @@ class ProgramModule(nn.Module):
         self.program = program
         for spec in program.tensors:
             _register(self, spec, tensors[spec.name])
+        self._tensors = Lookup(spec.name for spec in program.tensors)
+        self._calls = [Call(node) for node in program.nodes]
         self._last_use = last_uses(program)
-        for op in {node.op for node in program.nodes}:
-            resolve_op(op)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program on its inputs, in order or by name."""
-        names = [spec.name for spec in self.program.inputs]
-        inputs = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
-        if len(inputs) != len(names) or len(args) + len(kwargs) != len(names):
-            raise TypeError(f"this network takes {len(names)} inputs ({', '.join(names)}), got {len(args) + len(kwargs)}")
-        values: list[Any] = [*inputs, *(tensor_called(self, spec.name) for spec in self.program.tensors)]
+        inputs = self._in_order(args, kwargs) if kwargs else args
+        if len(inputs) != len(self.program.inputs) or len(args) + len(kwargs) != len(inputs):
+            names = ", ".join(spec.name for spec in self.program.inputs)
+            raise TypeError(f"this network takes {len(self.program.inputs)} inputs ({names}), got {len(args) + len(kwargs)}")
+        values: list[Any] = [*inputs, *self._tensors(self)]
         for position, (node, dead) in enumerate(zip(self.program.nodes, self._last_use, strict=True)):
             values.append(self._run(position, node, values))
             for index in dead:
                 values[index] = None
         return map_refs(self.program.output, lambda ref: values[ref.index])
 
+    def reader(self, names: Sequence[str]) -> Lookup:
+        """A function that reads some of its tensors, again and again, of this module or a copy of it."""
+        return Lookup(names)
+
+    def _in_order(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        named = [spec.name for spec in self.program.inputs[len(args) :]]
+        return [*args, *(kwargs[name] for name in named if name in kwargs)]
+
     def _run(self, position: int, node: Node, values: Sequence[Any]) -> Any:
-        return run_node(node, lambda ref: values[ref.index], self.training)
-
-
-class _RoundThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0]
-
-
-def round_through(x: torch.Tensor) -> torch.Tensor:
-    """x rounded to integers, halves to even, with the gradient of x: straight-through (Bengio, Léonard and Courville 2013).
-
-    Args:
-        x: floats of any shape.
-
-    Returns:
-        Integers as floats, of x's shape.
-
-    Example:
-        >>> x = torch.tensor([0.4, 1.5], requires_grad=True)
-        >>> round_through(x).sum().backward()
-        >>> round_through(x).tolist(), x.grad.tolist()
-        ([0.0, 2.0], [1.0, 1.0])
-    """
-    rounded: torch.Tensor = _RoundThrough.apply(x)  # type: ignore[no-untyped-call]
-    return rounded
-
-
-def run_node(node: Node, value_of: Callable[[Ref], Any], training: bool) -> Any:
-    """Runs one operation on the values its arguments refer to. In training, `round` passes gradients straight through."""
-    args = list(map_refs(node.args, value_of))
-    if node.op == "round" and training:
-        return round_through(args[0])
-    flag = _TRAINING_ARGUMENT.get(node.op)
-    if flag is not None and training:
-        args[flag] = True
-    return resolve_op(node.op)(*args, **map_refs(node.kwargs, value_of))
+        return self._calls[position](values, self.training)
 
 
 def last_uses(program: Program) -> tuple[tuple[int, ...], ...]:
@@ -320,7 +349,7 @@ def last_uses(program: Program) -> tuple[tuple[int, ...], ...]:
     """
     last: dict[int, int] = {}
     for position, node in enumerate(program.nodes):
-        for ref in (*refs_in(node.args), *refs_in(node.kwargs)):
+        for ref in node.refs:
             last[ref.index] = position
     kept = {ref.index for ref in refs_in(program.output)}
     dead: list[list[int]] = [[] for _ in program.nodes]
@@ -359,7 +388,7 @@ def tensor_called(root: nn.Module, name: str) -> torch.Tensor:
 
 def unused(program: Program) -> Iterable[str]:
     """The names of tensors that no node and no output reads."""
-    read = {ref.index for node in program.nodes for ref in (*refs_in(node.args), *refs_in(node.kwargs))}
+    read = {ref.index for node in program.nodes for ref in node.refs}
     read |= {ref.index for ref in refs_in(program.output)}
     first = len(program.inputs)
     return [spec.name for i, spec in enumerate(program.tensors) if first + i not in read]

@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from featherweight.graph.functions import functional, resolve_op
 from featherweight.graph.ops import row_of
-from featherweight.graph.program import Node, Program, Ref, map_refs, refs_in, resolve_op
+from featherweight.graph.program import Node, Program, Ref, refs_in
+from featherweight.graph.rewrite import readers_of, rewrite, without_unneeded
 
 __all__ = ["Residual", "find_residuals", "without_branches"]
 
@@ -57,7 +59,10 @@ def find_residuals(program: Program, shapes: Sequence[Any]) -> tuple[Residual, .
         ['self_attn.out_proj', 'linear2']
     """
     behind = _all_behind(program)
-    readers = _readers(program)
+    end = program.first_node + len(program.nodes)  # the output reads, too
+    readers: dict[int, set[int]] = {index: set() for index in range(end)}
+    for index, positions in readers_of(program).items():
+        readers[index] = {end if position < 0 else program.first_node + position for position in positions}
     found: list[Residual] = []
     for position, node in enumerate(program.nodes):
         total = program.first_node + position
@@ -85,18 +90,10 @@ def without_branches(program: Program, residuals: Collection[Residual]) -> Progr
     Returns:
         The smaller program.
     """
-    skips = {residual.total: residual.skip.index for residual in residuals}
-
-    def without(ref: Ref) -> Ref:
-        index = ref.index
-        while index in skips:
-            index = skips[index]
-        return Ref(index)
-
-    nodes = [
-        replace(n, args=map_refs(n.args, without), kwargs=map_refs(n.kwargs, without)) for n in _harmless(program, set(skips))
-    ]
-    return _living(replace(program, nodes=tuple(nodes), output=map_refs(program.output, without)))
+    skips = {residual.total: residual.skip for residual in residuals}
+    changes: dict[int, Node | Ref] = dict(enumerate(_harmless(program, set(skips))))
+    changes |= {total - program.first_node: skip for total, skip in skips.items()}
+    return without_unneeded(rewrite(program, changes))
 
 
 def _branch(
@@ -134,52 +131,16 @@ def _harmless(program: Program, totals: set[int]) -> Iterator[Node]:
             if argument.alias_info and any(ref.index in shared for ref in refs_in(value))
         }
         if True in aliases:
-            name, dot, overload = node.op.partition(".")
-            node = replace(node, op=f"{name.removesuffix('_')}{dot}{overload}")
+            node = replace(node, op=functional(node.op))
         elif aliases or (node.op == "py.getitem" and node.args[0].index in shared):  # one of the parts of a split
             shared.add(number)
         yield node
-
-
-def _living(program: Program) -> Program:
-    """Without the operations and tensors that the output does not need; inputs stay."""
-    needed = {ref.index for ref in refs_in(program.output)}
-    for number in range(program.first_node + len(program.nodes) - 1, program.first_node - 1, -1):
-        if number in needed:
-            needed |= {ref.index for ref in _refs(program.nodes[number - program.first_node])}
-    inputs = len(program.inputs)
-    order = [*range(inputs), *sorted(index for index in needed if index >= inputs)]
-    new = {old: Ref(i) for i, old in enumerate(order)}
-
-    def renumber(value: Any) -> Any:
-        return map_refs(value, lambda ref: new[ref.index])
-
-    kept = [program.nodes[i - program.first_node] for i in order if i >= program.first_node]
-    nodes = tuple(replace(n, args=renumber(n.args), kwargs=renumber(n.kwargs)) for n in kept)
-    tensors = tuple(program.tensors[i - inputs] for i in order if inputs <= i < program.first_node)
-    constants = {spec.name: program.constants[spec.name] for spec in tensors if spec.name in program.constants}
-    return Program(program.inputs, tensors, nodes, renumber(program.output), constants)
 
 
 def _all_behind(program: Program) -> list[frozenset[int]]:
     """For each value all those it is computed from."""
     behind: list[frozenset[int]] = [frozenset()] * program.first_node
     for node in program.nodes:
-        direct = {ref.index for ref in _refs(node)}
+        direct = {ref.index for ref in node.refs}
         behind.append(frozenset(direct).union(*(behind[index] for index in direct)))
     return behind
-
-
-def _readers(program: Program) -> dict[int, set[int]]:
-    """For each value the nodes that read it, by the numbers of their own values; the output counts as one past the last."""
-    readers: dict[int, set[int]] = {index: set() for index in range(program.first_node + len(program.nodes))}
-    for number, node in enumerate(program.nodes, start=program.first_node):
-        for ref in _refs(node):
-            readers[ref.index].add(number)
-    for ref in refs_in(program.output):
-        readers[ref.index].add(len(readers))
-    return readers
-
-
-def _refs(node: Node) -> list[Ref]:
-    return [*refs_in(node.args), *refs_in(node.kwargs)]

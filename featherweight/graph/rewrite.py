@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from featherweight.graph.program import Node, Program, Ref, TensorSpec, map_refs, refs_in, unused
+from featherweight.graph.program import Node, Program, Ref, TensorSpec, map_refs, refs_in
 from featherweight.graph.shapes import infer_shapes
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "output_channels",
     "readers_of",
     "rewrite",
+    "without_unneeded",
     "without_unused",
 ]
 
@@ -64,7 +65,7 @@ def rewrite(program: Program, changes: Mapping[int, Node | Ref], tensors: Sequen
         replace(
             program,
             tensors=(*program.tensors, *tensors),
-            nodes=tuple(_renumbered(node, renumber) for node in nodes if isinstance(node, Node)),
+            nodes=tuple(node.renumbered(renumber) for node in nodes if isinstance(node, Node)),
             output=map_refs(program.output, renumber),
         )
     )
@@ -76,7 +77,7 @@ def expand(program: Program, changes: Mapping[int, Sequence[Node]], tensors: Seq
     Args:
         program: not changed.
         changes: for a node's position at least one node in its place, of which the last gives its value. They are numbered as
-            in the program before, and Ref(-1) is what the one before it gives.
+            in the program before, Ref(-1) is what the one before it gives, and Ref(-2) the one before that.
         tensors: what the program owns besides, numbered on from its last value.
 
     Returns:
@@ -94,9 +95,9 @@ def expand(program: Program, changes: Mapping[int, Sequence[Node]], tensors: Seq
     start = first + len(tensors)
     nodes: list[Node] = []
     for position, node in enumerate(program.nodes):
-        for part in changes.get(position, (node,)):
-            new[-1] = start + len(nodes) - 1
-            nodes.append(_renumbered(part, lambda ref: Ref(new[ref.index])))
+        for number, part in enumerate(changes.get(position, (node,))):
+            new.update({-back: start + len(nodes) - back for back in range(1, number + 1)})
+            nodes.append(part.renumbered(lambda ref: Ref(new[ref.index])))
         new[first + position] = start + len(nodes) - 1
     output = map_refs(program.output, lambda ref: Ref(new[ref.index]))
     return without_unused(replace(program, tensors=(*program.tensors, *tensors), nodes=tuple(nodes), output=output))
@@ -135,8 +136,8 @@ def graft(program: Program, position: int, value: Ref, addition: Program, *, pre
             return moved(value)
         return Ref(first + ref.index - 1 if ref.index <= more else first + split + ref.index - 1)
 
-    nodes = [_renumbered(node, moved) for node in program.nodes]
-    added = [_renumbered(node, inner) for node in addition.nodes]
+    nodes = [node.renumbered(moved) for node in program.nodes]
+    added = [node.renumbered(inner) for node in addition.nodes]
     specs = tuple(replace(spec, name=prefix + spec.name) for spec in addition.tensors)
     whole = Program(
         program.inputs,
@@ -150,22 +151,45 @@ def graft(program: Program, position: int, value: Ref, addition: Program, *, pre
 
 def without_unused(program: Program) -> Program:
     """The program without the tensors that nothing reads, renumbered."""
-    dropped = set(unused(program))
-    first = len(program.inputs)
-    order = [i for i in range(program.first_node) if i < first or program.tensors[i - first].name not in dropped]
-    order += range(program.first_node, program.first_node + len(program.nodes))
+    nodes = range(program.first_node, program.first_node + len(program.nodes))
+    return _only(program, {*nodes, *readers_of(program)})
+
+
+def without_unneeded(program: Program) -> Program:
+    """The program without the operations and tensors that its output does not need, renumbered.
+
+    Args:
+        program: not changed. An operation that writes in place, and whose result nothing reads, counts as not needed.
+
+    Returns:
+        The program; its inputs stay.
+
+    Example:
+        >>> from featherweight.graph.capture import capture
+        >>> program = capture(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()), torch.zeros(1, 2))
+        >>> [node.op for node in without_unneeded(replace(program, output=Ref(1))).nodes]
+        ['relu']
+    """
+    needed = {ref.index for ref in refs_in(program.output)}
+    for position in reversed(range(len(program.nodes))):
+        if program.first_node + position in needed:
+            needed |= {ref.index for ref in program.nodes[position].refs}
+    return _only(program, needed)
+
+
+def _only(program: Program, kept: Collection[int]) -> Program:
+    """The program with its inputs and of its other values only these, renumbered."""
+    inputs, first = len(program.inputs), program.first_node
+    order = [index for index in range(first + len(program.nodes)) if index < inputs or index in kept]
     new = {old: Ref(i) for i, old in enumerate(order)}
+    tensors = tuple(program.tensors[i - inputs] for i in order if inputs <= i < first)
     return Program(
         program.inputs,
-        tuple(spec for spec in program.tensors if spec.name not in dropped),
-        tuple(_renumbered(node, lambda ref: new[ref.index]) for node in program.nodes),
+        tensors,
+        tuple(program.nodes[i - first].renumbered(lambda ref: new[ref.index]) for i in order if i >= first),
         map_refs(program.output, lambda ref: new[ref.index]),
-        {name: tensor for name, tensor in program.constants.items() if name not in dropped},
+        {spec.name: program.constants[spec.name] for spec in tensors if spec.name in program.constants},
     )
-
-
-def _renumbered(node: Node, renumber: Callable[[Ref], Ref]) -> Node:
-    return replace(node, args=map_refs(node.args, renumber), kwargs=map_refs(node.kwargs, renumber))
 
 
 def readers_of(program: Program) -> dict[int, list[int]]:
@@ -184,7 +208,7 @@ def readers_of(program: Program) -> dict[int, list[int]]:
     """
     readers: dict[int, list[int]] = {}
     for position, node in enumerate(program.nodes):
-        for index in {ref.index for ref in (*refs_in(node.args), *refs_in(node.kwargs))}:
+        for index in {ref.index for ref in node.refs}:
             readers.setdefault(index, []).append(position)
     for index in {ref.index for ref in refs_in(program.output)}:
         readers.setdefault(index, []).append(-1)

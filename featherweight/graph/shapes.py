@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from featherweight.errors import UnsupportedOpError
-from featherweight.graph.program import Program, map_refs, resolve_op
+from featherweight.graph.functions import resolve_op
+from featherweight.graph.program import Program, map_refs
 
 __all__ = ["infer_shapes"]
 

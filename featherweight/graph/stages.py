@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from featherweight.errors import RequestError, UnsupportedOpError
-from featherweight.graph.program import Input, Node, Program, Ref, map_refs, refs_in
+from featherweight.graph.program import Input, Node, Program, Ref
 from featherweight.graph.shapes import infer_shapes
 
 __all__ = ["Stage", "find_varying", "split_stages"]
@@ -78,7 +77,7 @@ def find_varying(program: Program) -> list[bool]:
     """
     varying = [i < len(program.inputs) for i in range(program.first_node)]
     for node in program.nodes:
-        varying.append(not node.op.startswith("sym_size") and any(varying[ref.index] for ref in _reads(node)))
+        varying.append(not node.op.startswith("sym_size") and any(varying[ref.index] for ref in node.refs))
     return varying
 
 
@@ -120,7 +119,7 @@ class _Splitter:
                 index = waiting.pop()
                 if index >= first and index not in needed:
                     needed[index] = k
-                    waiting += [ref.index for ref in _reads(self.program.nodes[index - first])]
+                    waiting += [ref.index for ref in self.program.nodes[index - first].refs]
         for index in sorted(needed):  # parts of a list are made with it, so that what is handed on are tensors
             node = self.program.nodes[index - first]
             if node.op == "py.getitem" and node.args[0].index in needed:
@@ -139,14 +138,14 @@ class _Splitter:
             own.add(index)
             node = self.program.nodes[index - first]
             if not node.op.startswith("sym_size"):
-                waiting += [ref.index for ref in _reads(node) if ref.index >= first and not self.varying[ref.index]]
+                waiting += [ref.index for ref in node.refs if ref.index >= first and not self.varying[ref.index]]
         return sorted(own)
 
     def _taken(self, k: int, own: Sequence[int]) -> list[int]:
         """The values that stage k reads and does not make, increasing."""
         mine, first = set(own), self.program.first_node
         nodes = [self.program.nodes[i - first] for i in own]
-        read = {ref.index for node in nodes if k == 0 or not node.op.startswith("sym_size") for ref in _reads(node)}
+        read = {ref.index for node in nodes if k == 0 or not node.op.startswith("sym_size") for ref in node.refs}
         if self.answers[k] not in mine:
             raise RequestError(f"answer {k} of the network must be a value of its own, but an earlier answer needs it")
         return sorted(i for i in read - mine if self.varying[i])
@@ -170,17 +169,17 @@ class _Splitter:
     def _stage(self, k: int, own: Sequence[int], takes: Sequence[int], alive: Sequence[int]) -> Stage:
         whole, first = self.program, self.program.first_node
         names = sorted(
-            {ref.index for i in own for ref in _reads(whole.nodes[i - first]) if len(whole.inputs) <= ref.index < first}
+            {ref.index for i in own for ref in whole.nodes[i - first].refs if len(whole.inputs) <= ref.index < first}
         )
         new = {old: Ref(i) for i, old in enumerate([*takes, *names])}
-        start = len(new)
+        start, new[-2] = len(new), Ref(0)
         nodes: list[Node] = []
         origins: list[int] = []
         for index in own:
             node = whole.nodes[index - first]
             for part in self._anew(index) if k and node.op.startswith("sym_size") else (node,):
                 new[-1] = Ref(start + len(nodes) - 1)
-                nodes.append(replace(part, args=_renumbered(part.args, new), kwargs=_renumbered(part.kwargs, new)))
+                nodes.append(part.renumbered(lambda ref: new[ref.index]))
                 origins.append(index - first if part is node else -1)
             new[index] = Ref(start + len(nodes) - 1)
         gives = tuple(i for i in alive if i in set(own))
@@ -215,18 +214,10 @@ class _Splitter:
         return Input(f"value_{index}", (None, *value.shape[1:]), value.dtype)
 
 
-def _renumbered(value: Any, new: Mapping[int, Ref]) -> Any:
-    return map_refs(value, lambda ref: Ref(0) if ref.index == -2 else new[ref.index])
-
-
 def _without_use(program: Program, handed_on: Sequence[Ref]) -> frozenset[int]:
     """The positions of nodes that none of these values needs."""
     needed = {ref.index for ref in handed_on}
     for position in reversed(range(len(program.nodes))):
         if program.first_node + position in needed:
-            needed |= {ref.index for ref in _reads(program.nodes[position])}
+            needed |= {ref.index for ref in program.nodes[position].refs}
     return frozenset(p for p in range(len(program.nodes)) if program.first_node + p not in needed)
-
-
-def _reads(node: Node) -> list[Ref]:
-    return [*refs_in(node.args), *refs_in(node.kwargs)]

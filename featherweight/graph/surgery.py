@@ -12,9 +12,9 @@ from torch import nn
 
 from featherweight.errors import RequestError
 from featherweight.graph.constraint import duplicate, fold
-from featherweight.graph.cutting import Anatomy, cut, mask, study, tensor_at
-from featherweight.graph.groups import Axis, Unit
-from featherweight.graph.program import Input, Program
+from featherweight.graph.cutting import Anatomy, cut, mask, recognise, study, tensor_at
+from featherweight.graph.groups import Axis, Coupling, Unit
+from featherweight.graph.program import Input, Program, make_example
 
 __all__ = ["Plan", "PlannedGroup"]
 
@@ -40,6 +40,8 @@ class Plan:
         inputs: the network's inputs, from which an example is made when the plan is applied.
         unit: what attention loses, as `trace` was told.
         shapes: of the tensors that shrink, in the network the plan was made from; what it is applied to must have the same.
+        seen: the program and the coupling it was made from, if still known: a network that computes that program need not be
+            captured again. Neither saved nor compared.
     """
 
     removed: Mapping[Axis, tuple[int, ...]]
@@ -48,6 +50,7 @@ class Plan:
     inputs: tuple[Input, ...] = ()
     unit: Unit = "neuron"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seen: tuple[Program, Coupling] | None = field(default=None, compare=False, repr=False)
 
     def mask(self, model: nn.Module) -> nn.Module:
         """A copy of the same shapes that computes what `apply`'s does: the removed slices are zero, constraints folded.
@@ -84,7 +87,8 @@ class Plan:
                     f"a plan must be applied to the network it was made from, but {name!r} has shape {shape} here and "
                     f"{self.shapes[name]} there; make a plan from this network"
                 )
-        return study(model, Program(self.inputs, (), (), None).example(), unit=self.unit)
+        known = recognise(model, *self.seen, unit=self.unit) if self.seen else None
+        return known or study(model, make_example(self.inputs), unit=self.unit)
 
     def to_json(self) -> str:
         """The plan as JSON, keys sorted."""

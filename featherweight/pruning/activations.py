@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from featherweight.graph.cutting import Anatomy
+from featherweight.graph.functions import functional, resolve_op
 from featherweight.graph.groups import Group
 from featherweight.graph.labels import Labelled
 from featherweight.graph.ops import row_of
-from featherweight.graph.program import Node, Program, ProgramModule, refs_in, resolve_op
+from featherweight.graph.program import Node, Program, ProgramModule, refs_in
 from featherweight.training.statistics import Evidence, batches_of
 
 __all__ = ["channel_activity"]
@@ -152,12 +153,8 @@ _UNTAGGED = frozenset({"hardswish", "prelu"})
 
 
 def _is_elementwise(node: Node) -> bool:
-    name, _, overload = node.op.partition(".")
-    functional = name.removesuffix("_")  # not every in-place form has the tag
-    if functional in _UNTAGGED:
-        return True
-    op = resolve_op(f"{functional}.{overload}" if overload else functional)
-    return torch.Tag.pointwise in getattr(op, "tags", ())
+    name = functional(node.op)  # not every in-place form has the tag
+    return name.partition(".")[0] in _UNTAGGED or torch.Tag.pointwise in getattr(resolve_op(name), "tags", ())
 
 
 def _channel_of(groups: Sequence[Group], network: Anatomy) -> torch.Tensor:

@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from featherweight.errors import RequestError, UnsupportedOpError, check, look_up
-from featherweight.graph.capture import Example, capture, example_of, on_device_of, tensors_of, twin_of
-from featherweight.graph.constraint import duplicate, fold
-from featherweight.graph.cutting import constrain_like
+from featherweight.graph.capture import Example, example_of, on_device_of, to_module
+from featherweight.graph.constraint import duplicate
+from featherweight.graph.cutting import carry_constraints
 from featherweight.graph.own_class import difference, tolerance
-from featherweight.graph.program import Input, Node, Program, ProgramModule
+from featherweight.graph.program import Input, Node, ProgramModule, make_example
 from featherweight.graph.residuals import Residual, find_residuals, without_branches
 from featherweight.graph.shapes import infer_shapes
 from featherweight.training.loaders import Batch
-from featherweight.training.loop import Loss
+from featherweight.training.loop import Loss, mean_loss
 from featherweight.training.statistics import Evidence, batches_of
 
 __all__ = [
@@ -95,8 +95,12 @@ def layer_loss(branches: Sequence[Residual], network: ProgramModule, evidence: E
     Returns:
         A score for each branch; below 0 where the loss falls.
     """
-    whole = _mean_loss(network, evidence)
-    return [_mean_loss(_shallower(network, [branch]), evidence) - whole for branch in branches]
+
+    def loss_of(one: nn.Module) -> float:
+        return mean_loss(one, batches_of(evidence), loss=evidence.loss)
+
+    whole = loss_of(network)
+    return [loss_of(_shallower(network, [branch])) - whole for branch in branches]
 
 
 def layer_random(branches: Sequence[Residual], network: ProgramModule, evidence: Evidence) -> list[float]:
@@ -166,12 +170,12 @@ class LayerPlan:
                 f"a shallower network must compute what the masked one does, but they differ by {distance:.2g} of the largest "
                 "output: something in a branch has an effect outside it; exclude it, and report it"
             )
-        constrain_like(smaller, model, {})
+        carry_constraints(smaller, model)
         _log.info("%s lost %d layers; a captured program comes back", type(model).__name__, len(residuals))
         return smaller
 
     def _find(self, model: nn.Module) -> tuple[ProgramModule, list[Residual]]:
-        twin = _twin(model, Program(self.inputs, (), (), None).example())
+        twin = to_module(model, make_example(self.inputs))
         known = {residual.name: residual for residual in _residuals(twin)}
         for name in self.removed:
             if name not in known:
@@ -230,7 +234,7 @@ def plan_layers(
     """
     check("sparsity", sparsity, "in [0, 1)", 0 <= sparsity < 1)
     score = look_up(LAYER_CRITERIA, criterion, "criterion") if isinstance(criterion, str) else criterion
-    twin = _twin(model, example).eval()
+    twin = to_module(model, example).eval()
     residuals = _residuals(twin)
     if not residuals:
         raise UnsupportedOpError(f"{type(model).__name__} has no residual branches, without which it would still run")
@@ -305,12 +309,6 @@ class _Watched(ProgramModule):
         return result
 
 
-def _twin(model: nn.Module, example: Example) -> ProgramModule:
-    program = capture(model, example)
-    folded = fold(model)
-    return twin_of(folded, program, {name: tensor.clone() for name, tensor in tensors_of(folded, program).items()})
-
-
 def _residuals(network: ProgramModule) -> tuple[Residual, ...]:
     return find_residuals(network.program, infer_shapes(network.program, dict(network.state_dict())))
 
@@ -320,15 +318,6 @@ def _shallower(network: ProgramModule, residuals: Sequence[Residual]) -> Program
     program = without_branches(network.program, residuals)
     smaller = ProgramModule(replace(program, constants={}), {spec.name: tensors[spec.name] for spec in program.tensors})
     return smaller.train(network.training)
-
-
-def _mean_loss(network: ProgramModule, evidence: Evidence) -> float:
-    total, samples = 0.0, 0
-    with torch.no_grad():
-        for inputs, targets in batches_of(evidence):
-            total += float(evidence.loss(network(inputs), targets)) * len(inputs)
-            samples += len(inputs)
-    return total / samples
 
 
 def _fits(name: str, patterns: Sequence[str] | None, default: bool) -> bool:

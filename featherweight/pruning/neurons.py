@@ -198,6 +198,7 @@ def make_plan(
         program.inputs,
         unit,
         {spec.name: value.shape for spec, value in zip(program.tensors, owned, strict=True) if spec.name in shrinking},
+        (program, coupling),
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from featherweight.errors import RequestError, check, look_up
 from featherweight.graph.capture import tensors_of
+from featherweight.graph.functions import functional
 from featherweight.graph.program import Node, Program, ProgramModule, Ref, TensorSpec, map_refs
 from featherweight.quantization.calibration import collect
 from featherweight.quantization.placement import CLIPS, LAYERS, Place, find_places
@@ -218,7 +219,7 @@ class _Writer:
 
 def _is_redundant(node: Node, grid: _Grid) -> bool:
     """Whether a clip changes nothing, because the integers it leaves include all of the grid's."""
-    name = node.op.partition(".")[0].removesuffix("_")
+    name = functional(node.op).partition(".")[0]
     usual: dict[str, list[float | None]] = {"relu": [0, None], "relu6": [0, 6], "hardtanh": [-1, 1]}
     given = list(node.args[1:3])
     low, high = given + usual.get(name, [None, None])[len(given) :]
@@ -246,7 +247,7 @@ def _step_names(program: Program, values: list[int]) -> dict[int, str]:
 def _layer_name(program: Program, value: int) -> str:
     """ "conv1." for what the layer with "conv1.weight" gives, perhaps clipped; "add." for a sum."""
     node = program.nodes[value - program.first_node]
-    if node.op.partition(".")[0].removesuffix("_") in CLIPS and node.args[0].index >= program.first_node:
+    if functional(node.op).partition(".")[0] in CLIPS and node.args[0].index >= program.first_node:
         node = program.nodes[node.args[0].index - program.first_node]
     weight = program.tensor_name(node.args[1]) if node.op in LAYERS else None
     return weight.rpartition(".")[0] + "." if weight else node.op.replace(".", "_") + "."

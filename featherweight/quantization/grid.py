@@ -9,7 +9,7 @@ from torch import nn
 
 from featherweight.errors import RequestError
 from featherweight.graph.constraint import Constraint
-from featherweight.graph.program import round_through
+from featherweight.graph.functions import round_through
 
 __all__ = ["MOST", "FoundGrid", "Grid", "find_grid"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from featherweight.graph.functions import functional
 from featherweight.graph.program import Node, Program, Ref, refs_in
 from featherweight.graph.rewrite import readers_of
 
@@ -61,7 +62,7 @@ class _Plan:
         """The number of what a node gives in the end: the result of a clip, if nothing else reads it, as kernels clip too."""
         value = self.program.first_node + position
         readers = self.readers.get(value, [])
-        if len(readers) == 1 and readers[0] >= 0 and _name(self.program.nodes[readers[0]]) in CLIPS:
+        if len(readers) == 1 and readers[0] >= 0 and functional(self.program.nodes[readers[0]].op) in CLIPS:
             return self.program.first_node + readers[0]
         return value
 
@@ -72,9 +73,9 @@ class _Plan:
             reader >= 0
             and (
                 reader in self.integer
-                or _name(self.program.nodes[reader]) in _MEANS
+                or functional(self.program.nodes[reader].op) in _MEANS
                 or (
-                    _name(self.program.nodes[reader]) in _MOVES | _IDENTITIES
+                    functional(self.program.nodes[reader].op) in _MOVES | _IDENTITIES
                     and self.feeds_integers_only(self.program.first_node + reader)
                 )
             )
@@ -113,7 +114,7 @@ def find_places(program: Program) -> list[Place]:
     for value in range(len(program.inputs)):
         places += _input_place(plan, value)
     for position, node in enumerate(program.nodes):
-        value, name = program.first_node + position, _name(node)
+        value, name = program.first_node + position, functional(node.op)
         source = next((ref.index for ref in refs_in(node.args)), -1)
         if position in plan.integer and (name != "linear" or plan.wanted & {value, plan.result(position)}):
             result = plan.result(position)
@@ -136,7 +137,7 @@ def find_places(program: Program) -> list[Place]:
 def _note_wish(plan: _Plan, position: int) -> None:
     """Decides whether a node computes in integers, all that come after it being decided, and notes which values it reads."""
     program, node = plan.program, plan.program.nodes[position]
-    name, value = _name(node), plan.program.first_node + position
+    name, value = functional(node.op), plan.program.first_node + position
     inputs = list(_data(program, node))
     if name in LAYERS:
         chosen = program.tensor_name(node.args[1]) is not None and len(inputs) == 1 and not _is_bare_stem(plan, position)
@@ -175,14 +176,8 @@ def _input_place(plan: _Plan, value: int) -> Iterator[Place]:
 
 def _data(program: Program, node: Node) -> Collection[int]:
     """The numbers of a node's operands that are no tensors of the program; none if one operand is a number or such a tensor."""
-    operands = node.args[:1] if _name(node) in LAYERS | _MOVES | _IDENTITIES | {"cat", "avg_pool2d"} else node.args[:2]
+    operands = node.args[:1] if functional(node.op) in LAYERS | _MOVES | _IDENTITIES | {"cat", "avg_pool2d"} else node.args[:2]
     operands = tuple(operands[0]) if operands and isinstance(operands[0], list | tuple) else operands
     if not all(isinstance(v, Ref) and program.tensor_name(v) is None for v in operands):
         return ()
     return [v.index for v in operands]
-
-
-def _name(node: Node) -> str:
-    """An operation's name; that of an in-place one without its underscore."""
-    packet, dot, overload = node.op.partition(".")
-    return packet.removesuffix("_") + dot + overload

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import DataError, RequestError, WeightsError, check, look_up
-from featherweight.graph.capture import Example, as_example, capture, tensors_of
+from featherweight.graph.capture import Example, as_example, capture, like, tensors_of
 from featherweight.graph.constraint import constrain, constrain_like, fold
 from featherweight.graph.program import ProgramModule, tensor_called
 from featherweight.graph.rewrite import LINEAR_OPS, add_biases, fold_batch_norm
@@ -251,10 +251,7 @@ def _prepared(
         layers = [i for i, n in enumerate(program.nodes) if n.op in LINEAR_OPS and program.tensor_name(n.args[1]) is not None]
         program, tensors = add_biases(program, tensors, layers)
     network = ProgramModule(program, {name: tensor.clone() for name, tensor in tensors.items()})
-    trainable = {name: parameter.requires_grad for name, parameter in folded.named_parameters(remove_duplicate=False)}
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trainable.get(name, parameter.is_floating_point()))
-    return network.train(model.training), means
+    return like(folded, network), means
 
 
 def _bits_of(

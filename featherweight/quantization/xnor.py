@@ -19,7 +19,8 @@ from torch import nn
 
 from featherweight.errors import RequestError
 from featherweight.graph.capture import Example, as_example, capture, tensors_of
-from featherweight.graph.program import Node, Program, ProgramModule, map_refs, resolve_op
+from featherweight.graph.functions import resolve_op
+from featherweight.graph.program import Node, Program, ProgramModule, map_refs
 
 __all__ = ["BitSums", "PackedSigns", "compare_with_bits", "pack_signs", "unpack_signs", "xnor_conv2d", "xnor_linear"]
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from featherweight.errors import CaptureError, RequestError, look_up
 from featherweight.graph.exported import from_exported
-from featherweight.graph.program import Node, ProgramModule, resolve_op
+from featherweight.graph.functions import resolve_op
+from featherweight.graph.program import Node, ProgramModule
 from featherweight.nets import NETS
 from featherweight.packaging import load
 from featherweight.training import load_weights

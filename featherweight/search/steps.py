@@ -15,7 +15,7 @@ from featherweight.errors import UnsupportedOpError, check, look_up
 from featherweight.factorization import plan_factors
 from featherweight.factorization.decompositions import METHODS
 from featherweight.graph.capture import Example, to_module
-from featherweight.graph.cutting import constrain_like
+from featherweight.graph.cutting import carry_constraints
 from featherweight.graph.selection import select_weights
 from featherweight.graph.surgery import Plan
 from featherweight.pruning import GradualPruning, apply_masks, plan_neurons
@@ -297,7 +297,7 @@ class Factorize:
                 current: nn.Module, base: nn.Module, example: Example, budget: float = budget
             ) -> tuple[nn.Module, None]:
                 whole = to_module(base, example)
-                constrain_like(whole, base, {})
+                carry_constraints(whole, base)
                 plan = plan_factors(whole, example, budget=budget, method=self.method)
                 if not plan.factorings:
                     raise NothingToDo("no layer would be cheaper as a product of thin ones")

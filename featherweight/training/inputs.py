@@ -113,7 +113,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = str(getattr(func, "_opname", ""))
+        op = str(getattr(func, "__name__", "")).partition(".")[0]  # of ATen's overloads, and of torch's own functions
         if (op == "linear" or op in _CONVOLUTIONS) and id(args[1]) in self._weights:
             patches = (
                 [args[0].reshape(-1, 1, args[0].shape[-1])] if op == "linear" else _patches(_CONVOLUTIONS[op], *args, **kwargs)

@@ -15,14 +15,25 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from featherweight.errors import DataError, RequestError, TrainingError, check
 from featherweight.training.checkpoint import fingerprint, read_checkpoint, write_checkpoint
-from featherweight.training.loaders import Loader
+from featherweight.training.loaders import Batch, Loader
 from featherweight.training.mode import device_of, in_mode
 from featherweight.training.progress import Progress, silent
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "AfterStep", "Loss", "Tuning", "evaluate", "fit", "learning_rate_at", "predict"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "AfterStep",
+    "Loss",
+    "Tuning",
+    "evaluate",
+    "fit",
+    "learning_rate_at",
+    "mean_loss",
+    "predict",
+]
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(outputs, targets) -> a scalar."""
@@ -317,6 +328,35 @@ def predict(model: nn.Module, loader: Loader) -> tuple[torch.Tensor, torch.Tenso
     """
     pairs = [(logits.cpu(), targets.cpu()) for logits, targets in _outputs(model, loader)]
     return torch.cat([logits for logits, _ in pairs]), torch.cat([targets for _, targets in pairs])
+
+
+def mean_loss(model: nn.Module, data: Iterable[Batch], *, loss: Loss = cross_entropy) -> float:
+    """The loss of a network over all samples, in eval mode, without gradients; the modes are put back afterwards.
+
+    Args:
+        model: any.
+        data: batches of (inputs, targets).
+        loss: (outputs, targets) -> scalar, the mean over the batch.
+
+    Returns:
+        The mean over all samples, each batch weighted by its size.
+
+    Raises:
+        DataError: there is no batch.
+
+    Example:
+        >>> data = [(torch.zeros(3), torch.ones(3)), (torch.zeros(1), torch.zeros(1))]
+        >>> mean_loss(nn.Identity(), data, loss=nn.functional.mse_loss)
+        0.75
+    """
+    device, total, samples = device_of(model), 0.0, 0
+    with in_mode(model, training=False), torch.no_grad():
+        for inputs, targets in data:
+            total += float(loss(model(inputs.to(device)), targets.to(device))) * len(inputs)
+            samples += len(inputs)
+    if samples == 0:
+        raise DataError("a mean loss needs data, got no batch")
+    return total / samples
 
 
 def _outputs(model: nn.Module, loader: Loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from torch import nn
 
 from featherweight.errors import UnsupportedOpError
 from featherweight.graph.capture import to_module
+from featherweight.graph.functions import resolve_op
 from featherweight.graph.ops import OPS
 from featherweight.graph.program import (
+    Call,
     Input,
+    Lookup,
     Node,
     Program,
     ProgramModule,
@@ -23,7 +27,6 @@ from featherweight.graph.program import (
     TensorSpec,
     map_refs,
     refs_in,
-    resolve_op,
     unused,
 )
 
@@ -155,3 +158,52 @@ def test_unused_tensors_are_named() -> None:
     program = Program((Input("x", (None,), torch.float32),), specs, (Node("add.Tensor", (Ref(0), Ref(2))),), [Ref(4), Ref(3)])
     assert list(unused(program)) == ["a"]
     assert [program.tensor_name(Ref(i)) for i in range(5)] == [None, "a", "b", "c", None]
+
+
+def test_tensors_are_looked_up_wherever_they_are_now() -> None:
+    """The same module after everything that may happen to its parts."""
+    names = ["0.weight", "1.0.bias", "1.1.running_mean"]
+    lookup = Lookup(names)
+    root = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+    def agrees(module: nn.Sequential) -> bool:
+        wanted = [module[0].weight, module[1][0].bias, module[1][1].running_mean]
+        return all(torch.equal(found, want) for found, want in zip(lookup(module), wanted, strict=True))
+
+    assert agrees(root)
+    root[1][0] = nn.Linear(2, 2)
+    assert agrees(root)
+    nn.utils.parametrizations.weight_norm(root[0])
+    root[0].parametrizations.weight.original0.data.mul_(3)
+    assert agrees(root)
+    assert agrees(copy.deepcopy(root))
+    del root[1][0].bias
+    root[1][0].bias = torch.full((2,), 7.0)  # a plain attribute, as in the replicas of DataParallel
+    assert agrees(root)
+    root[1][1].running_mean = torch.full((2,), 5.0)
+    assert agrees(root.double())
+    with pytest.raises(KeyError):
+        Lookup(["2.weight"])(root)
+
+
+def test_a_module_runs_on_other_tensors_for_once() -> None:
+    twin = to_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(1, 4)).eval()
+    x, ones = torch.randn(2, 4), {"0.weight": torch.ones(3, 4), "0.bias": torch.zeros(3)}
+    wanted = x.sum(1, keepdim=True).relu().expand(2, 3)
+    torch.testing.assert_close(torch.func.functional_call(twin, ones, (x,)), wanted)
+    twin.load_state_dict(ones)
+    torch.testing.assert_close(twin(x), wanted)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(twin))(x), wanted)
+
+
+def test_a_call_reads_at_any_depth_and_follows_the_mode() -> None:
+    values = [torch.ones(1, 2), torch.full((1, 2), 2.0), torch.tensor([0.4, 1.6], requires_grad=True)]
+    assert Call(Node("cat", ([Ref(1), Ref(0)], 1)))(values, False).tolist() == [[2, 2, 1, 1]]
+    assert Call(Node("add.Tensor", (Ref(1), Ref(0)), {"alpha": 3}))(values, False).tolist() == [[5, 5]]
+    rounding = Call(Node("round", (Ref(2),)))
+    assert not rounding(values, False).sum().backward()
+    assert values[2].grad.tolist() == [0, 0]  # type: ignore[union-attr]
+    rounding(values, True).sum().backward()
+    assert values[2].grad.tolist() == [1, 1]  # type: ignore[union-attr]
+    dropping = Call(Node("dropout", (Ref(0), 1.0, False)))
+    assert [dropping(values, training).sum().item() for training in (False, True, False)] == [2, 0, 2]

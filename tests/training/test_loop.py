@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from featherweight.errors import DataError, RequestError, TrainingError
 from featherweight.graph.constraint import Constraint, constrain
 from featherweight.training.loaders import TensorLoader
-from featherweight.training.loop import OPTIMIZERS, SCHEDULES, Tuning, evaluate, fit, learning_rate_at, predict
+from featherweight.training.loop import OPTIMIZERS, SCHEDULES, Tuning, evaluate, fit, learning_rate_at, mean_loss, predict
 
 
 def blobs(samples: int = 60, *, shuffle: bool = True, augment: Any = None) -> TensorLoader:
@@ -418,3 +418,14 @@ def test_model_is_an_ordinary_module_afterwards() -> None:
     assert set(vars(model)) == attributes
     inputs = blobs(shuffle=False).inputs
     assert torch.equal(copy.deepcopy(model).eval()(inputs), model.eval()(inputs))
+
+
+def test_mean_loss_counts_samples_alike_in_eval_mode() -> None:
+    model = network().train()
+    data = blobs(50, shuffle=False)  # batches of 16, 16, 16 and 2
+    with torch.no_grad():
+        wanted = cross_entropy(copy.deepcopy(model).eval()(data.inputs), data.targets).item()
+    assert mean_loss(model, data) == pytest.approx(wanted, rel=1e-5)
+    assert model.training
+    with pytest.raises(DataError, match="no batch"):
+        mean_loss(model, [])

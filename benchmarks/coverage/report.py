@@ -136,8 +136,9 @@ def _seconds(results: dict[str, Any]) -> str:
     if not both:
         return "No network has been measured on both sides yet.\n"
     lines = [
-        f"Of the processor, on the {len(both)} networks that both get right. Our `plan` and `apply` capture the network with\n"
-        "`torch.export` each, which is most of their time; `prune` (`prune_neurons`) is both with one capture.\n",
+        f"Of the processor, on the {len(both)} networks that both get right. Capturing a network with `torch.export` is most\n"
+        "of our time: `plan` does it, `apply` did it again when these were measured, `prune` (`prune_neurons`) is both with\n"
+        "one capture. A plan now knows its network again by running it once: `apply` captures only one that has changed.\n",
         "| whose | stage | median | nine tenths below | most |",
         "| :-- | :-- | --: | --: | --: |",
     ]

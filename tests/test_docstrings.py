@@ -17,5 +17,5 @@ def test_examples(module_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_examples_of_cached_functions_are_found() -> None:
-    program = importlib.import_module("featherweight.graph.program")
+    program = importlib.import_module("featherweight.graph.functions")
     assert any(case.examples for case in doctest.DocTestFinder().find(program.resolve_op, "resolve_op", module=program))

@@ -16,7 +16,7 @@ from featherweight.nets.lenet import lenet5, lenet_300_100
 from featherweight.nets.mlp import mlp
 from featherweight.nets.mobilenet import InvertedResidual, mobilenet_v1, mobilenet_v2, mobilenet_v3_small
 from featherweight.nets.msdnet import msdnet
-from featherweight.nets.resnet import resnet20
+from featherweight.nets.resnet import resnet, resnet20
 from featherweight.nets.shufflenet import ShuffleUnit, SplitUnit, shuffle_channels, shufflenet_v1, shufflenet_v2
 from featherweight.nets.squeezenet import Fire, squeezenet
 from featherweight.nets.transformer import Attention, TransformerBlock, text_encoder, vit
@@ -45,6 +45,7 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v3_small",
     "msdnet",
+    "resnet",
     "resnet20",
     "shuffle_channels",
     "shufflenet_v1",

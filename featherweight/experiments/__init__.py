@@ -8,8 +8,11 @@ from featherweight.experiments import (
     assistants,
     binary,
     blocks,
+    compact_nets,
     deconstructing,
     deep_compression,
+    depthwise_separable,
+    dynamic,
     ensemble,
     hinton_mnist,
     lottery_tickets,
@@ -44,5 +47,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "ensemble": ensemble.EXPERIMENT,
     "assistants": assistants.EXPERIMENT,
     "blocks": blocks.EXPERIMENT,
+    "depthwise-separable": depthwise_separable.EXPERIMENT,
+    "compact-nets": compact_nets.EXPERIMENT,
+    "dynamic": dynamic.EXPERIMENT,
 }
 """Experiments by name."""

@@ -35,6 +35,9 @@ def test_list_prints_the_names() -> None:
         "ensemble",
         "assistants",
         "blocks",
+        "depthwise-separable",
+        "compact-nets",
+        "dynamic",
     ]
 
 

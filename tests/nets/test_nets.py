@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from featherweight.errors import RequestError
-from featherweight.nets import NETS
+from featherweight.nets import NETS, resnet
 from tests.nets.small import CLASSES, COMPACT, SHAPE, captured, small
 
 COUNTS = [
@@ -22,6 +22,19 @@ COUNTS = [
 def test_parameters_are_as_many_as_in_the_papers(name: str, input_shape: tuple[int, ...], count: int) -> None:
     model = NETS[name](input_shape=input_shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)])
+def test_residual_networks_of_any_depth(depth: int, count: int) -> None:
+    with torch.device("meta"):
+        model = resnet(depth, input_shape=(3, 32, 32))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count + 512 + 64 + 2048 + 128  # as above
+
+
+@pytest.mark.parametrize(("depth", "stride"), [(21, 1), (2, 1), (20, 3)])
+def test_residual_networks_of_no_depth(depth: int, stride: int) -> None:
+    with pytest.raises(RequestError, match="of resnet must be"):
+        resnet(depth, stride=stride)
 
 
 SHAPES = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from featherweight.errors import FormatError, RequestError, check
-from featherweight.exporting.onnx import open_session, to_onnx
-from featherweight.files import replacing
+from featherweight.errors import check
+from featherweight.exporting.folder import Array, open_folder, write_folder
 from featherweight.graph.capture import Example
 
 __all__ = ["LOGITS", "GatedSession", "PartFile", "write_parts"]
@@ -25,8 +23,6 @@ _MANIFEST = "parts.json"
 
 LOGITS = -1
 """Stands for what gates say, among the values that a part gives."""
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -67,17 +63,8 @@ def write_parts(
         RequestError: the folder cannot be written.
         FeatherweightError: as `to_onnx` says.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"parts must go into a folder that can be written, got {str(folder)!r}: {error.strerror}") from error
-    for network, example, part in parts:
-        to_onnx(network, folder / part.file, example)
     plan = {"price": price, "output": output, "parts": [asdict(part) for _, _, part in parts]}
-    with replacing(folder / _MANIFEST) as file:
-        file.write(json.dumps(plan, indent=1).encode())
-    return folder
+    return write_folder([(network, example, part.file) for network, example, part in parts], plan, _MANIFEST, folder)
 
 
 class GatedSession:
@@ -97,18 +84,12 @@ class GatedSession:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1) -> None:
-        folder = Path(folder)
-        try:
-            plan = json.loads((folder / _MANIFEST).read_text())
+        def read(plan: Any) -> list[str]:
             self.price, self._output = float(plan["price"]), int(plan["output"])
             self.parts = tuple(_read_part(entry) for entry in plan["parts"])
-            contents = [(folder / part.file).read_bytes() for part in self.parts]
-        except OSError as error:
-            raise RequestError(f"a folder must hold the parts of a network, got {str(folder)!r}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{str(folder / _MANIFEST)!r} is damaged: {error!r}; export the network again") from error
-        self._sessions = [open_session(content, threads=threads) for content in contents]
-        self._names = [[spec.name for spec in session.get_inputs()] for session in self._sessions]
+            return [part.file for part in self.parts]
+
+        self._runners = open_folder(folder, _MANIFEST, read, threads=threads)
 
     def run(self, *inputs: Array) -> Array:
         """One answer for each sample.
@@ -147,13 +128,10 @@ class GatedSession:
 
     def _give(self, number: int, state: Mapping[int, Array]) -> dict[int, Array]:
         part = self.parts[number]
-        feeds = dict(zip(self._names[number], (state[index] for index in part.takes), strict=True))
-        return dict(zip(part.gives, self._sessions[number].run(None, feeds), strict=True))
+        return dict(zip(part.gives, self._runners[number](state[index] for index in part.takes), strict=True))
 
 
 def _read_part(entry: Mapping[str, Any]) -> PartFile:
     takes, gives, dead = (tuple(int(index) for index in entry[name]) for name in ("takes", "gives", "dead"))
-    name, skip = entry["file"], entry["skip"]
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"a part's file must be a name, got {name!r}")
-    return PartFile(name, takes, gives, None if skip is None else int(skip), dead)
+    skip = entry["skip"]
+    return PartFile(entry["file"], takes, gives, None if skip is None else int(skip), dead)

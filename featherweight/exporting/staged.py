@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
-from featherweight.errors import FormatError, RequestError, check
-from featherweight.exporting.onnx import open_session, to_onnx
-from featherweight.files import replacing
+from featherweight.errors import check
+from featherweight.exporting.folder import Array, open_folder, write_folder
 from featherweight.graph.capture import Example
 
 __all__ = ["StageFile", "StagedSession", "write_stages"]
 
 _MANIFEST = "stages.json"
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -61,22 +56,11 @@ def write_stages(
         RequestError: the folder cannot be written.
         FeatherweightError: as `to_onnx` says.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(
-            f"stages must go into a folder that can be written, got {str(folder)!r}: {error.strerror}"
-        ) from error
-    for network, example, stage in stages:
-        to_onnx(network, folder / stage.file, example)
     plan = {
         "thresholds": [None if math.isinf(threshold) else threshold for threshold in thresholds],
         "stages": [vars(stage) for _, _, stage in stages],
     }
-    with replacing(folder / _MANIFEST) as file:
-        file.write(json.dumps(plan, indent=1).encode())
-    return folder
+    return write_folder([(network, example, stage.file) for network, example, stage in stages], plan, _MANIFEST, folder)
 
 
 class StagedSession:
@@ -99,18 +83,12 @@ class StagedSession:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1) -> None:
-        folder = Path(folder)
-        try:
-            plan = json.loads((folder / _MANIFEST).read_text())
+        def read(plan: Any) -> list[str]:
             self.stages = tuple(_read_stage(entry) for entry in plan["stages"])
             self.thresholds = [math.inf if value is None else float(value) for value in plan["thresholds"]]
-            contents = [(folder / stage.file).read_bytes() for stage in self.stages]
-        except OSError as error:
-            raise RequestError(f"a folder must hold the stages of a network, got {str(folder)!r}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{str(folder / _MANIFEST)!r} is damaged: {error!r}; export the network again") from error
-        self._sessions = [open_session(content, threads=threads) for content in contents]
-        self._names = [[spec.name for spec in session.get_inputs()] for session in self._sessions]
+            return [stage.file for stage in self.stages]
+
+        self._runners = open_folder(folder, _MANIFEST, read, threads=threads)
 
     def run(self, *inputs: Array) -> Array:
         """One answer for each sample.
@@ -163,8 +141,7 @@ class StagedSession:
 
     def _step(self, number: int, state: Mapping[int, Array]) -> tuple[Array, Array, dict[int, Array]]:
         stage = self.stages[number]
-        feeds = dict(zip(self._names[number], (state[index] for index in stage.takes), strict=True))
-        answer, *rest = self._sessions[number].run(None, feeds)
+        answer, *rest = self._runners[number](state[index] for index in stage.takes)
         if number == len(self.stages) - 1:
             return answer, answer, {}
         sure, *given = rest
@@ -174,7 +151,4 @@ class StagedSession:
 
 def _read_stage(entry: Mapping[str, Any]) -> StageFile:
     takes, gives, alive = (tuple(int(index) for index in entry[name]) for name in ("takes", "gives", "alive"))
-    name = entry["file"]
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"a stage's file must be a name, got {name!r}")
-    return StageFile(name, takes, gives, alive)
+    return StageFile(entry["file"], takes, gives, alive)

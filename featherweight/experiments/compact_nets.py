@@ -59,7 +59,7 @@ set was looked at once per network. Files are `.fw` files of the weights as trai
 What the full run says: on the clock the match is coarse, from 2.0 to 3.1 times LeNet-5's latency, for few widths are to be had
 and a shared machine wavers. In both comparisons the plain residual network is the most accurate; at equal parameters it is also
 the slowest, by a factor of 3.6 against SqueezeNet. Only Xception comes within the spread of it both times, and at equal
-parameters needs less than half of its time. At equal time SqueezeNet and MobileNetV3 afford more than 400 000 parameters, and do
+parameters needs less than half of its time. At equal time SqueezeNet and MobileNetV3 afford more than 400 000 parameters and do
 not make much of them; MobileNetV2 and GhostNet are near the narrowest they can be, most of their weights in last layers meant
 for a thousand classes. Two seeds differ by up to four points: of the networks between, no order can be read from this. Nor is
 it a word about long trainings, or about the large images for which these networks were made.
@@ -228,7 +228,7 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
             accuracies = _accuracies(outcome)
             bars.append(Bar(f"{outcome.cell['net']}, {other}", mean(accuracies), deviation(accuracies)))
         lowest, highest = min(bar.value - bar.error for bar in bars), max(bar.value + bar.error for bar in bars)
-        title = "At equal parameters, latency of LeNet-5's" if what == "parameters" else "At equal latency, parameters"
+        title = "At equal parameters (LeNet-5's latency times)" if what == "parameters" else "At equal latency (parameters)"
         panels.append(BarPanel(title, "test accuracy in %", bars, limits=(max(0.0, lowest - 1), highest + 1)))
     draw_panels(panels, path)
 

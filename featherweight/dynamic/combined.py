@@ -205,7 +205,7 @@ def add_widths(net: ExitNetwork, **options: Any) -> SlimmableExitNetwork:
 def _front(found: Mapping[Choice, Calibration]) -> list[Choice]:
     """Those that no cheaper or equally cheap one is as accurate as, from the cheapest on."""
     front: list[Choice] = []
-    for choice in sorted(found, key=lambda choice: (_spent(found[choice].cost), -found[choice].accuracy)):
+    for choice in sorted(found, key=lambda choice: (found[choice].cost.spent, -found[choice].accuracy)):
         if not front or found[choice].accuracy > found[front[-1]].accuracy:
             front.append(choice)
     return front
@@ -215,7 +215,3 @@ def _thinned(choices: Sequence[Choice], points: int) -> list[Choice]:
     """At most so many, the first and the last among them."""
     last = len(choices) - 1
     return [choices[i] for i in sorted({round(last * step / (points - 1)) for step in range(points)})]
-
-
-def _spent(cost: Cost) -> float:
-    return cost.macs if cost.seconds is None else cost.seconds

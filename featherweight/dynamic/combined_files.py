@@ -10,7 +10,8 @@ import torch
 
 from featherweight.dynamic.combined import SlimmableExitNetwork
 from featherweight.dynamic.exit_files import exit_settings, export_exits, set_exits
-from featherweight.dynamic.width_files import as_bytes, from_bytes, pack_widths, unpack_widths
+from featherweight.dynamic.settings import as_bytes, below, from_bytes
+from featherweight.dynamic.width_files import pack_widths, unpack_widths
 from featherweight.dynamic.widths import Width
 from featherweight.exporting.onnx import resize_batch
 from featherweight.graph.capture import Example
@@ -32,9 +33,9 @@ def pack_combined(net: SlimmableExitNetwork) -> tuple[ProgramModule, dict[str, t
 
 def unpack_combined(network: ProgramModule, extras: Mapping[str, torch.Tensor]) -> SlimmableExitNetwork:
     """The network with exits and widths that `pack_combined` was given; see `files.Kind`."""
-    net = SlimmableExitNetwork(unpack_widths(network, _below("widths.", extras))).eval()
+    net = SlimmableExitNetwork(unpack_widths(network, below("widths.", extras))).eval()
     for number, width in enumerate(net.slimmable.choices()):
-        set_exits(net.at_width(width), _below(f"exits.{number}.", extras))
+        set_exits(net.at_width(width), below(f"exits.{number}.", extras))
     table = from_bytes(extras["table"])
     net.shares = {_choice(width, way): tuple(map(float, shares)) for width, way, shares in table["shares"]}
     net.choice = _choice(*table["choice"])
@@ -66,10 +67,6 @@ def export_combined(net: SlimmableExitNetwork, folder: str | os.PathLike[str], e
     return {
         width: export_exits(net.at_width(width), Path(folder, f"width-{width}"), inputs) for width in net.slimmable.choices()
     }
-
-
-def _below(prefix: str, extras: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in extras.items() if name.startswith(prefix)}
 
 
 def _choice(width: Width, way: int | list[float | None]) -> tuple[Width, int | tuple[float, ...]]:

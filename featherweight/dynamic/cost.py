@@ -29,6 +29,11 @@ class Cost:
     macs: float
     seconds: float | None = None
 
+    @property
+    def spent(self) -> float:
+        """What costs are compared by: the seconds if they were measured, else the MACs."""
+        return self.macs if self.seconds is None else self.seconds
+
 
 @dataclass(frozen=True)
 class Limit:

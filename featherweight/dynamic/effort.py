@@ -68,6 +68,30 @@ class EffortNetwork(nn.Module):
         """Of the network, for its inputs."""
         raise NotImplementedError
 
+    def forward(self, *inputs: Any, budget: Limit | None = None) -> Any:
+        """The answers; in train mode what `explore` gives.
+
+        Args:
+            *inputs: as the network takes them, (B, …).
+            budget: if given, the price is the choice that keeps it.
+
+        Returns:
+            Answers (B, …), in the order of the samples.
+        """
+        if budget is not None:
+            return self.answer_at(self.choose(budget), *inputs)
+        if not self.training:
+            return self.answer_at(self._price, *inputs)
+        return self.explore(*inputs)
+
+    def explore(self, *inputs: Any) -> Any:
+        """What train mode gives: something that a loss can teach gates by.
+
+        Args:
+            *inputs: as the network takes them, (B, …).
+        """
+        raise NotImplementedError
+
     def spend(self, price: float, *inputs: torch.Tensor) -> Spent:
         """The answers at a price, in eval mode, with what was done for them.
 

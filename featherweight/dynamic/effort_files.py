@@ -14,8 +14,9 @@ import torch
 from featherweight.dynamic.cost import Cost
 from featherweight.dynamic.effort import EffortNetwork
 from featherweight.dynamic.routing import RoutedNetwork
+from featherweight.dynamic.settings import as_bytes, from_bytes
 from featherweight.dynamic.skips import SkipNetwork
-from featherweight.dynamic.width_files import as_bytes, from_bytes, pack_widths, unpack_widths
+from featherweight.dynamic.width_files import pack_widths, unpack_widths
 from featherweight.exporting.gated import write_parts
 from featherweight.exporting.onnx import resize_batch
 from featherweight.graph.capture import Example, tensors_of

@@ -12,6 +12,7 @@ from torch import nn
 
 from featherweight.dynamic.confidence import CONFIDENCES, LEARNED, Judge
 from featherweight.dynamic.exits import ExitNetwork, Timing
+from featherweight.dynamic.settings import below
 from featherweight.errors import RequestError
 from featherweight.exporting.onnx import resize_batch
 from featherweight.exporting.staged import StageFile, write_stages
@@ -65,7 +66,7 @@ def set_exits(net: ExitNetwork, settings: Mapping[str, torch.Tensor]) -> None:
     Raises:
         KeyError, ValueError, RuntimeError, RequestError: they do not fit the network.
     """
-    judges = {name.removeprefix("judges."): tensor for name, tensor in settings.items() if name.startswith("judges.")}
+    judges = below("judges.", settings)
     if judges:
         net.judges.extend(Judge(net.classes).requires_grad_(False).eval() for _ in net.thresholds)
         net.judges.load_state_dict(judges)

@@ -16,6 +16,7 @@ from featherweight.dynamic.effort_files import pack_routes, pack_skips, unpack_r
 from featherweight.dynamic.exit_files import pack_exits, unpack_exits
 from featherweight.dynamic.exits import ExitNetwork
 from featherweight.dynamic.routing import RoutedNetwork
+from featherweight.dynamic.settings import below
 from featherweight.dynamic.skips import SkipNetwork
 from featherweight.dynamic.width_files import pack_widths, unpack_widths
 from featherweight.dynamic.widths import SlimmableNetwork
@@ -122,8 +123,7 @@ def load_dynamic(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         if not found:
             return ExitNetwork(network)
         (prefix,) = found
-        named = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
-        return KINDS[prefix].unpack(network, named).eval()
+        return KINDS[prefix].unpack(network, below(f"{prefix}.", tensors)).eval()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RequestError) as error:
         raise FormatError(f"{os.fspath(path)!r} is damaged: its settings do not fit its network: {error}") from error
 

@@ -216,15 +216,12 @@ def calibrate(
     if limit is not None:
         fitting = [one for one in found if limit.allows(one.cost)]
         if not fitting:
-            raise RequestError(f"no thresholds keep {limit}; the least is {min(found, key=_spent).cost}: allow more")
-        return max(fitting, key=lambda one: (one.accuracy, -_spent(one)))
+            least = min(found, key=lambda one: one.cost.spent)
+            raise RequestError(f"no thresholds keep {limit}; the least is {least.cost}: allow more")
+        return max(fitting, key=lambda one: (one.accuracy, -one.cost.spent))
     check("accuracy", accuracy, "in [0, 1]", 0 <= (accuracy or 0.0) <= 1)
     right = [one for one in found if one.accuracy >= (accuracy or 0.0)]
     if not right:
         best = max(one.accuracy for one in found)
         raise RequestError(f"no thresholds reach an accuracy of {accuracy}; the best is {best:.4f}: ask for less")
-    return min(right, key=lambda one: (_spent(one), -one.accuracy))
-
-
-def _spent(one: Calibration) -> float:
-    return one.cost.macs if one.cost.seconds is None else one.cost.seconds
+    return min(right, key=lambda one: (one.cost.spent, -one.accuracy))

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from featherweight.dynamic.cost import Limit
 from featherweight.dynamic.effort import EffortNetwork, Spent
 from featherweight.dynamic.gates import image_policy, start_at
 from featherweight.dynamic.widths import SlimmableNetwork
@@ -82,20 +81,8 @@ class RoutedNetwork(EffortNetwork):
         """Of the full network, without its router."""
         return self.slimmable.full.program
 
-    def forward(self, *inputs: Any, budget: Limit | None = None) -> Any:
-        """The answers; in train mode `Routes`.
-
-        Args:
-            *inputs: as the network takes them, (B, …).
-            budget: if given, the price is the choice that keeps it.
-
-        Returns:
-            Answers (B, …), in the order of the samples.
-        """
-        if budget is not None:
-            return self.answer_at(self.choose(budget), *inputs)
-        if not self.training:
-            return self.answer_at(self._price, *inputs)
+    def explore(self, *inputs: Any) -> Routes:
+        """What train mode gives: all widths' answers, and the router's say."""
         with in_mode(self.slimmable, training=False), torch.no_grad():
             answers = torch.stack([self.slimmable.at_width(width)(*inputs) for width in self.widths])
         return Routes(answers, self.router(inputs[0]).softmax(1), answers.new_tensor(self._shares))

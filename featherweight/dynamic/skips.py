@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from featherweight.dynamic.cost import Limit
 from featherweight.dynamic.effort import EffortNetwork, Spent
 from featherweight.dynamic.gating import GATINGS
 from featherweight.errors import FeatherweightError, RequestError, check, look_up
@@ -146,20 +145,8 @@ class SkipNetwork(EffortNetwork):
         look_up(GATINGS, name, "gating")
         self._gating = name
 
-    def forward(self, *inputs: Any, budget: Limit | None = None) -> Any:
-        """The answers; in train mode a `Trial`.
-
-        Args:
-            *inputs: as the network takes them, (B, …).
-            budget: if given, the price is the choice that keeps it.
-
-        Returns:
-            Answers (B, …), in the order of the samples.
-        """
-        if budget is not None:
-            return self.answer_at(self.choose(budget), *inputs)
-        if not self.training:
-            return self.answer_at(self._price, *inputs)
+    def explore(self, *inputs: Any) -> Trial:
+        """The answers in train mode, where branches are multiplied by what their gates say."""
         gate = GATINGS[self._gating]
         path = self.follow(inputs, lambda _, logits: gate(logits, self.temperature), training=True)
         return Trial(path.answer, self.share_of(path.taken))

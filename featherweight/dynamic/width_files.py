@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from featherweight.dynamic.settings import as_bytes, below, from_bytes
 from featherweight.dynamic.widths import SlimmableNetwork, Width
 from featherweight.errors import check
 from featherweight.exporting.onnx import to_onnx
@@ -17,7 +17,7 @@ from featherweight.graph.capture import tensors_of
 from featherweight.graph.groups import Unit, trace
 from featherweight.graph.program import ProgramModule, tensor_called
 
-__all__ = ["as_bytes", "export_widths", "from_bytes", "pack_widths", "unpack_widths"]
+__all__ = ["export_widths", "pack_widths", "unpack_widths"]
 
 _LAYOUT = 1
 
@@ -44,16 +44,6 @@ def unpack_widths(network: ProgramModule, extras: Mapping[str, torch.Tensor]) ->
     net = SlimmableNetwork(network, coupling, unit=table["unit"], switchable=table["switchable"] is True).eval()
     _add_choices(net, table["choices"], extras)
     return net
-
-
-def as_bytes(value: Any) -> torch.Tensor:
-    """Lists, dicts, numbers, strings and None as a tensor of bytes (n,): JSON, infinity included."""
-    return torch.frombuffer(bytearray(json.dumps(value), "utf-8"), dtype=torch.uint8)
-
-
-def from_bytes(tensor: torch.Tensor) -> Any:
-    """What `as_bytes` was given; ValueError where the bytes are no JSON."""
-    return json.loads(bytes(tensor.tolist()))
 
 
 def export_widths(network: SlimmableNetwork, folder: str | os.PathLike[str]) -> dict[Width, Path]:
@@ -90,8 +80,7 @@ def _add_choices(network: SlimmableNetwork, rows: list[Any], tensors: Mapping[st
     for number, (choice, shape, timed) in enumerate(rows):
         if choice != 1.0:
             network.add(choice, shape)
-        prefix = f"{number}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        own = below(f"{number}.", tensors)
         wanted = network.view(shape).tensors()
         for name, tensor in own.items():
             if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:

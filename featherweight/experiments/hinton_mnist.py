@@ -9,7 +9,7 @@ from typing import Any
 from featherweight.distillation import distill, label_smoothing_loss
 from featherweight.experiments.drawing import Bar, BarPanel, draw_panels
 from featherweight.experiments.experiment import Cell, Experiment, Lab, Outcome
-from featherweight.experiments.school import count_errors, perceptron, student_tuning, train_alone, train_teacher
+from featherweight.experiments.school import count_errors, mnist_lessons, perceptron, student_tuning, train_alone, train_teacher
 from featherweight.experiments.summary import deviation, markdown_table, mean, spread
 
 __all__ = ["EXPERIMENT"]
@@ -41,13 +41,6 @@ gets most of what both did for its teacher, through the teacher's answers to ima
 heart. Smoothed labels do next to nothing of the kind: what helps is not that targets are soft, but what the teacher knows of
 each image.
 """
-
-
-def _cells(quick: bool) -> list[Cell]:
-    if quick:
-        return [{"samples": 10_000, "teacher": 400, "student": 200, "teacher_epochs": 20, "epochs": 12, "seed": 0}]
-    size = {"samples": 54_000, "teacher": 600, "student": 400, "teacher_epochs": 20, "epochs": 12}
-    return [{**size, "seed": seed} for seed in range(2)]
 
 
 def _run(cell: Cell, lab: Lab) -> dict[str, Any]:
@@ -104,7 +97,7 @@ EXPERIMENT = Experiment(
     title="What a teacher knows: distillation on MNIST",
     source='Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv:1503.02531), section 3',
     text=_TEXT,
-    cells=_cells,
+    cells=mnist_lessons,
     run=_run,
     table=_table,
     draw=_draw,

@@ -13,7 +13,7 @@ from torch import nn
 from featherweight.distillation import distill
 from featherweight.experiments.drawing import Bar, BarPanel, draw_panels
 from featherweight.experiments.experiment import Cell, Experiment, Lab, Outcome
-from featherweight.experiments.school import count_errors, perceptron, student_tuning, train_teacher
+from featherweight.experiments.school import count_errors, mnist_lessons, perceptron, student_tuning, train_teacher
 from featherweight.experiments.summary import deviation, markdown_table, mean, spread
 from featherweight.training import Data, Loader, TensorLoader, predict
 
@@ -57,13 +57,6 @@ two thirds of the rest, but at the price of other digits: all in all little is g
 test set, where the paper halves its errors. One that saw nothing but 7 and 8 tells all ten apart with 8 % errors (theirs: 47
 %), and with 5 % once its biases are right (theirs: 13 %). Why theirs were further off as taught, these runs cannot say.
 """
-
-
-def _cells(quick: bool) -> list[Cell]:
-    if quick:
-        return [{"samples": 10_000, "teacher": 400, "student": 200, "teacher_epochs": 20, "epochs": 12, "seed": 0}]
-    size = {"samples": 54_000, "teacher": 600, "student": 400, "teacher_epochs": 20, "epochs": 12}
-    return [{**size, "seed": seed} for seed in range(2)]
 
 
 def _run(cell: Cell, lab: Lab) -> dict[str, Any]:
@@ -188,7 +181,7 @@ EXPERIMENT = Experiment(
     title="The digit never shown",
     source='Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv:1503.02531), section 3',
     text=_TEXT,
-    cells=_cells,
+    cells=mnist_lessons,
     run=_run,
     table=_table,
     draw=_draw,
